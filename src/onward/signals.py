@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C ask the training loop to save first."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; `code` is the conventional exit status 128 + signal."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step, self.code = number, step, 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name} at step {step}; run the same command to go on")
+
+
+class StopRequest:
+    """Remembers the first signal; the loop asks between steps."""
+
+    number: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take note; a second Ctrl-C does not wait for the save."""
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catch SIGTERM and SIGINT inside the block; outside the main thread signals stay as they are."""
+    request = StopRequest()
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, request)
+    except ValueError:  # not the main thread: the owner of the process handles signals
+        pass
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
