@@ -1,0 +1,40 @@
+"""Recipes: every knob of a run, typed and strict, with units."""
+
+from onward.recipe.loading import load_recipe, recipe_from_mapping
+from onward.recipe.quantities import format_seconds, format_share, format_tokens
+from onward.recipe.sections import (
+    TASKS,
+    Corpus,
+    Evaluation,
+    HeldOut,
+    Model,
+    Optimizer,
+    PaperRules,
+    Quality,
+    Recipe,
+    Schedule,
+    SelfReplay,
+    Source,
+    Training,
+)
+
+__all__ = [
+    "TASKS",
+    "Corpus",
+    "Evaluation",
+    "HeldOut",
+    "Model",
+    "Optimizer",
+    "PaperRules",
+    "Quality",
+    "Recipe",
+    "Schedule",
+    "SelfReplay",
+    "Source",
+    "Training",
+    "format_seconds",
+    "format_share",
+    "format_tokens",
+    "load_recipe",
+    "recipe_from_mapping",
+]

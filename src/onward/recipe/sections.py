@@ -1,0 +1,279 @@
+"""Every knob of a run, as typed sections. A function receives its own section, never the whole recipe."""
+
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from onward.recipe.quantities import Share, Tokens
+
+TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "piqa")
+"""The seven benchmarks of arXiv 2504.09687, by their lm-evaluation-harness names."""
+
+
+class Section(BaseModel):
+    """Strict and frozen: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+
+class Model(Section):
+    """The base model that is carried onward."""
+
+    base: str
+    """`onward/tiny` (in the package), a local folder, or a Hugging Face Hub id."""
+    revision: str | None = None
+    """Hub commit, tag or branch; null takes the newest and records its commit."""
+
+
+class Source(Section):
+    """One place that documents come from."""
+
+    path: str
+    """File, folder or glob (.jsonl .parquet .txt .md, also .gz .zst), `hf://datasets/...`, or `builtin:NAME`."""
+    text: str = "text"
+    """Field that holds the document (JSONL, Parquet)."""
+    group: str | None = None
+    """Field whose value keeps documents on the same side of the held-out split (a book, a site); null: the text."""
+
+
+class PaperRules(Section):
+    """The filters of arXiv 2504.09687 section 3; it gives no thresholds, the defaults are Gopher's and FineWeb's."""
+
+    minimum_lines: int | None = Field(3, ge=1)
+    """Drop documents with fewer non-empty lines (the paper: 3)."""
+    short_line_characters: int = Field(30, ge=1)
+    """A line of at most this many characters is short (FineWeb: 30)."""
+    maximum_short_lines: Share | None = Fraction(67, 100)
+    """Drop when more than this share of the non-empty lines is short (FineWeb: 0.67)."""
+    maximum_duplicate_lines: Share | None = Fraction(3, 10)
+    """Drop when more than this share of the non-empty lines repeats an earlier line (Gopher: 0.3)."""
+    maximum_duplicate_line_characters: Share | None = Fraction(2, 10)
+    """Drop when repeated lines hold more than this share of the characters (Gopher: 0.2)."""
+    maximum_duplicate_ngrams: Share | None = Fraction(15, 100)
+    """Drop when words inside repeated 5-grams hold more than this share of the characters (Gopher: 0.15)."""
+
+
+class Quality(Section):
+    """Which quality rules run; null switches a family off."""
+
+    paper: PaperRules | None = PaperRules()  # type: ignore[call-arg]
+
+
+class HeldOut(Section):
+    """Text that is scored and never trained on."""
+
+    share: Share = Fraction(1, 100)
+    """Share of the documents (or groups) held out, chosen by a hash, so the choice is stable as the corpus grows."""
+    sources: tuple[Source, ...] = ()
+    """Take the held-out text from here instead of splitting it off; `share` is then not used."""
+
+
+class SelfReplay(Section):
+    """General text sampled from the base model itself, for bases whose training text is not public."""
+
+    tokens: Tokens = 200_000
+    """How many tokens to sample."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; 1.0 samples the model's own distribution."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling mass; 1.0 keeps every token."""
+    document_tokens: int = Field(512, ge=16)
+    """Longest sampled document in tokens."""
+
+
+class Corpus(Section):
+    """Documents and what is done to them before training."""
+
+    sources: tuple[Source, ...] = ()
+    """Where the documents come from, read in this order."""
+    self_replay: SelfReplay | None = None
+    """Sample documents from the base model (allowed for `general` only)."""
+    quality: Quality | None = Quality()
+    """Quality rules; null keeps every document."""
+    exact_duplicates: bool = True
+    """Drop a document whose normalised text (NFC, lower case, single spaces) was read before."""
+    held_out: HeldOut = HeldOut()
+    """The held-out split."""
+    tokens: Tokens | None = None
+    """Stop reading after this many kept tokens; null: as many as the stages need."""
+    maximum_unreadable: Share = Fraction(1, 100)
+    """More unreadable records than this share of those read is an error; fewer are counted in the ledger."""
+    maximum_unknown_tokens: Share = Fraction(1, 10)
+    """Drop a document when more than this share of its tokens is the unknown token."""
+    minimum_bytes_per_token: float | None = Field(1.5, gt=0)
+    """Drop a document that the tokenizer spells out almost byte by byte (binary or foreign-script text); null: off."""
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _preset(cls, value: object) -> object:
+        """`quality: paper` is short for the paper's rules, `quality: none` for no rule."""
+        if isinstance(value, str):
+            if value not in ("paper", "none"):
+                raise ValueError("unknown preset; the presets are paper and none")
+            return None if value == "none" else {"paper": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _has_documents(self) -> Self:
+        if not self.sources and self.self_replay is None:
+            raise ValueError("no documents: `sources` is empty")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate over steps, a pure function of the step."""
+
+    kind: Literal["cosine", "wsd", "constant", "infinite"] = "cosine"
+    """cosine; wsd: constant, then a 1-sqrt cooldown (2405.18392); constant; infinite (2403.08763)."""
+    horizon: Literal["stage", "run"] = "stage"
+    """stage: decay to the end of every stage and re-warm, so each stage's checkpoint is releasable; run: decay once."""
+    warmup: Share = Fraction(2, 100)
+    """Linear warm-up over this share of the horizon."""
+    minimum: Share = Fraction(1, 10)
+    """Final learning rate as a share of the peak."""
+    cooldown: Share = Fraction(2, 10)
+    """wsd and infinite: share of the horizon spent in the final cooldown or annealing."""
+
+
+class Optimizer(Section):
+    """AdamW; no weight decay on norms and biases."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate; 3e-5 to 3e-4 for 100M-1B models and 0.4-1B tokens."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment."""
+    epsilon: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay towards zero."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Clip the global gradient norm here; null: off."""
+
+
+class Forgetting(Section):
+    """What keeps the general ability while the domain is learned."""
+
+    replay: Share | None = Fraction(5, 100)
+    """Share of the trained tokens that comes from `general`, exact in every window of steps; null: none."""
+
+    @field_validator("replay")
+    @classmethod
+    def _leaves_domain(cls, share: Fraction | None) -> Fraction | None:
+        if share is not None and not 0 < share < 1:
+            raise ValueError("replay must be above 0% and below 100%; write null for none")
+        return share
+
+
+class Training(Section):
+    """How the model is trained."""
+
+    stages: tuple[Tokens, ...] = (400_000_000, 1_000_000_000)
+    """Cumulative tokens at the end of each stage; each end leaves a releasable checkpoint."""
+    sequence_tokens: int = Field(2000, ge=8)
+    """Length of a packed sequence."""
+    batch_tokens: Tokens = 128_000
+    """Tokens of a step (global batch), rounded down to whole sequences."""
+    micro_batch_sequences: int | Literal["auto"] = "auto"
+    """Sequences per forward pass; it changes speed and memory, never the mathematics."""
+    maximum_repetition: float = Field(4.0, gt=0)
+    """How often a source may be passed over; up to 4 is about as good as fresh text (Muennighoff et al.)."""
+    optimizer: Optimizer = Optimizer()  # type: ignore[call-arg]
+    """AdamW's settings."""
+    schedule: Schedule = Schedule()
+    """The learning-rate curve."""
+    forgetting: Forgetting = Forgetting()
+    """Remedies against forgetting."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute precision; master weights are always fp32. auto: bf16 where the device computes it natively."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    loss_chunk_tokens: int = Field(2048, ge=1)
+    """Positions whose logits exist at one time."""
+    checkpoint_tokens: Tokens | None = None
+    """Save a resumable state every so many tokens; null: twenty times per run."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many resumable states between stage ends are kept."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the `tensorboard` package)."""
+
+    @field_validator("stages")
+    @classmethod
+    def _increasing(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if not stages or any(later <= earlier for earlier, later in pairwise(stages)):
+            raise ValueError("stages are cumulative: at least one, each larger than the one before (400M, 1B)")
+        return stages
+
+    @field_validator("micro_batch_sequences")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("at least one sequence, or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Self:
+        if self.batch_tokens < self.sequence_tokens:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) holds no whole sequence of {self.sequence_tokens} tokens"
+            )
+        if self.stages[0] < self.batch_tokens:
+            raise ValueError(f"the first stage ({self.stages[0]} tokens) is shorter than a step ({self.batch_tokens})")
+        return self
+
+
+class Evaluation(Section):
+    """What is scored before and after."""
+
+    tasks: tuple[str, ...] = TASKS
+    """lm-evaluation-harness task names; empty: held-out text only."""
+    data: str | None = None
+    """Folder with the benchmarks' original files (offline); null: the Hub."""
+    limit: int | None = Field(None, ge=1)
+    """Score the first so many items of a task (of each subject share for MMLU); null: all."""
+    held_out_tokens: Tokens | None = 1_000_000
+    """Score about so many held-out tokens per corpus, in the order of the split's hash; null: all."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind every interval."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _paper_tasks(cls, value: object) -> object:
+        """`tasks: paper` is short for the seven benchmarks."""
+        return TASKS if value == "paper" else value
+
+
+class Recipe(Section):
+    """A whole run: corpus and model in, adapted model and before/after out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice: the order of sequences, sampling, bootstrap."""
+    model: Model
+    corpus: Corpus
+    """The domain text."""
+    general: Corpus | None = None
+    """General text: replayed in training, and its held-out part measures forgetting."""
+    training: Training = Training()  # type: ignore[call-arg]
+    evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if self.corpus.self_replay is not None:
+            problems.append("corpus.self_replay: only `general` can be sampled from the base model")
+        if self.training.forgetting.replay is not None and self.general is None:
+            problems.append(
+                "training.forgetting.replay: there is no `general` text to replay; add it or write `replay: null`"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def as_path(text: str) -> Path:
+    """Turn a path of a recipe into a path of this machine: `~` expanded, relative to the working directory."""
+    return Path(text).expanduser()

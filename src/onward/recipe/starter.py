@@ -1,0 +1,49 @@
+"""`onward init`: a commented starter recipe, every field with its default, its unit and its purpose."""
+
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from onward.errors import UserError
+from onward.recipe.loading import recipe_from_mapping
+
+
+def write_starter(path: Path, model: str, corpus: list[str], general: list[str]) -> None:
+    """Write a recipe for `model` and `corpus`; raises UserError when the file exists or nothing was given."""
+    if path.exists():
+        raise UserError("the recipe exists already", str(path), todo="choose another name with --output")
+    given: dict[str, Any] = {
+        "name": path.stem,
+        "model": {"base": model},
+        "corpus": {"sources": [{"path": source} for source in corpus]},
+        "general": {"sources": [{"path": s} for s in general]} if general else {"self_replay": {"tokens": "1M"}},
+    }
+    recipe = recipe_from_mapping(given)
+    lines = [f"# onward run {path}", "# Every field is shown with its default; delete what you do not change.", ""]
+    lines += _section(recipe, indent=0)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _section(section: BaseModel, indent: int) -> list[str]:
+    """Lines of one section: each field's docstring as a comment above it."""
+    pad, lines = "  " * indent, []
+    dumped = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        if indent == 0:
+            lines.append("")
+        lines += [f"{pad}# {row}" for row in cleandoc(field.description or "").splitlines() if row]
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            lines += [f"{pad}{name}:", *_section(value, indent + 1)]
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            lines.append(f"{pad}{name}:")
+            for item in value:
+                shown = {k: v for k, v in item.model_dump(mode="json").items() if v is not None}
+                lines.append(f"{pad}  - {yaml.safe_dump(shown, default_flow_style=True, width=1000).strip()}")
+        else:
+            text = yaml.safe_dump(dumped[name], default_flow_style=True, width=1000).strip()
+            lines.append(f"{pad}{name}: {text.removesuffix('...').strip()}")
+    return lines

@@ -1,0 +1,110 @@
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from onward.errors import UserError, UserErrors
+from onward.recipe import format_seconds, format_share, format_tokens, load_recipe, recipe_from_mapping
+from onward.recipe.quantities import parse_seconds, parse_share, parse_tokens
+from onward.recipe.starter import write_starter
+
+MINIMAL = {"name": "x", "model": {"base": "onward/tiny"}, "corpus": {"sources": [{"path": "a"}]}}
+
+
+def minimal(**sections: object) -> dict[str, object]:
+    return MINIMAL | {"training": {"forgetting": {"replay": None}}} | sections
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("400M", 400_000_000), ("1.5B", 1_500_000_000), ("128k", 128_000), (655360, 655_360), ("1_000", 1000)],
+)
+def test_tokens_are_read_exactly_and_written_back(text: object, tokens: int) -> None:
+    assert parse_tokens(text) == tokens
+    assert parse_tokens(format_tokens(tokens)) == tokens
+
+
+@pytest.mark.parametrize("text", ["4xM", "1.5", "-3M", "M", True, None, "400 Mb"])
+def test_what_is_no_number_of_tokens_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match=r"token|quantity"):
+        parse_tokens(text)
+
+
+def test_a_share_is_exact_and_a_forgotten_percent_sign_is_noticed() -> None:
+    assert parse_share("5%") == Fraction(1, 20) == parse_share("0.05") == parse_share(0.05)
+    assert parse_share(format_share(Fraction(1, 200))) == Fraction(1, 200)
+    with pytest.raises(ValueError, match="did you mean 5%"):
+        parse_share("5")
+
+
+def test_durations() -> None:
+    assert parse_seconds("2h") == 7200
+    assert [format_seconds(s) for s in (8, 200, 7500)] == ["8 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_every_problem_is_reported_at_once_with_its_key() -> None:
+    wrong = minimal(training={"stages": ["4xM"], "optimizer": {"learning_rate": -1}}, evaluation={"limt": 3})
+    with pytest.raises(UserErrors) as caught:
+        recipe_from_mapping(wrong, "r.yaml")
+    where = {problem.where for problem in caught.value.problems}
+    assert {"r.yaml, training.stages.0", "r.yaml, training.optimizer.learning_rate", "r.yaml, evaluation.limt"} <= where
+    assert "did you mean `limit`?" in str(caught.value)
+
+
+def test_an_unknown_key_inside_a_list_names_the_nearest() -> None:
+    with pytest.raises(UserErrors, match="did you mean `path`"):
+        recipe_from_mapping(minimal(corpus={"sources": [{"pth": "a"}]}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"stages": ["2M", "1M"], "forgetting": {"replay": None}}}, "cumulative"),
+        ({"training": {"batch_tokens": 100, "forgetting": {"replay": None}}}, "holds no whole sequence"),
+        ({"training": {"stages": ["1k"], "forgetting": {"replay": None}}}, "shorter than a step"),
+        ({"training": {"forgetting": {"replay": "100%"}}, "general": {"sources": [{"path": "b"}]}}, "below 100%"),
+        ({"training": {}}, "no `general` text to replay"),
+        ({"corpus": {"self_replay": {"tokens": "1k"}}}, "only `general` can be sampled"),
+        ({"corpus": {"sources": []}}, "no documents"),
+        ({"corpus": {"sources": [{"path": "a"}], "quality": "fineweeb"}}, "unknown preset"),
+    ],
+)
+def test_contradictions_are_refused(sections: dict[str, object], message: str) -> None:
+    with pytest.raises(UserErrors, match=message):
+        recipe_from_mapping(minimal(**sections))
+
+
+def test_overrides_stand_above_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: {base: onward/tiny}\ncorpus: {sources: [{path: a}]}\n")
+    recipe = load_recipe(path, ["training.forgetting.replay=null", "corpus.sources.0.path=b", "evaluation.limit=7"])
+    assert (recipe.corpus.sources[0].path, recipe.evaluation.limit) == ("b", 7)
+    with pytest.raises(UserError, match="key=value"):
+        load_recipe(path, ["seed"])
+    with pytest.raises(UserError, match="no parts"):
+        load_recipe(path, ["name.first=1"])
+
+
+def test_broken_yaml_names_the_line_and_a_missing_file_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: [\n")
+    with pytest.raises(UserError, match="line 3"):
+        load_recipe(path)
+    with pytest.raises(UserError, match="quickstart"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_the_starter_recipe_is_a_valid_recipe_with_every_default(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    write_starter(path, "onward/tiny", ["/text/*.jsonl"], [])
+    written = load_recipe(path)
+    given = {
+        "name": "mine",
+        "model": {"base": "onward/tiny"},
+        "corpus": {"sources": [{"path": "/text/*.jsonl"}]},
+        "general": {"self_replay": {"tokens": "1M"}},
+        "training": {"sequence_tokens": written.training.sequence_tokens},
+    }
+    assert written == recipe_from_mapping(given)
+    with pytest.raises(UserError, match="exists already"):
+        write_starter(path, "onward/tiny", ["a"], [])
