@@ -1,0 +1,203 @@
+"""Artifacts: folders that a step writes for the steps after it.
+
+An artifact is complete when its manifest exists. It is built in a folder beside its place, flushed, given its
+manifest last, and renamed into place, so a kill at any moment leaves either no artifact or a whole one.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from onward.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and what it was made from.
+
+    made_from: flat mapping of every input that determines the content (`corpus.seed`, `tokenizer`, ...).
+    files: size in bytes and xxh3-128 of every file, by path relative to the artifact.
+    """
+
+    kind: str
+    fingerprint: str
+    made_from: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    created: str
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where artifacts live. cache: shared between runs; runs: one folder per run name."""
+
+    cache: Path
+    runs: Path
+
+    @staticmethod
+    def default(cache: Path | None = None, runs: Path | None = None) -> "Folders":
+        """`$ONWARD_CACHE` or ~/.cache/onward, and ./runs, unless given."""
+        fallback = Path(os.environ.get("ONWARD_CACHE", "~/.cache/onward")).expanduser()
+        return Folders((cache or fallback).absolute(), (runs or Path("runs")).absolute())
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+def fingerprint(made_from: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the canonical JSON of `made_from`."""
+    return sha256(json.dumps(flatten(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a complete artifact, None when there is none; raises UserError when it is damaged."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        return Manifest(**content)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, TypeError) as error:
+        todo = f"remove {folder} and run again; it will be made anew"
+        raise UserError("a manifest is damaged", str(folder / MANIFEST), str(error), todo=todo) from None
+
+
+def find(folder: Path, made_from: Mapping[str, Any]) -> Manifest | None:
+    """Return the manifest when `folder` holds the artifact made from exactly these inputs, None when it holds none.
+
+    Raises UserError, naming each input that changed, when it holds one made from others, and when a file is
+    missing or has another size than the manifest says.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    wanted = json.loads(json.dumps(flatten(made_from), default=str))
+    if wanted != manifest.made_from:
+        changed = sorted(k for k in wanted | manifest.made_from if wanted.get(k) != manifest.made_from.get(k))
+        rows = [f"{k}: was {manifest.made_from.get(k)!r}, is {wanted.get(k)!r}" for k in changed]
+        raise UserError(
+            f"this {manifest.kind} was made from something else",
+            str(folder),
+            "; ".join(rows),
+            todo="restore the old value, choose another run name, or remove the folder to start anew",
+        )
+    for name, facts in manifest.files.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != facts["bytes"]:
+            todo = f"remove {folder} and run again; it will be made anew"
+            raise UserError(
+                f"this {manifest.kind} is damaged", str(folder / name), f"{size} bytes", facts["bytes"], todo
+            )
+    return manifest
+
+
+@contextmanager
+def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial: bool = False) -> Iterator[Path]:
+    """Give a folder to build in; on a clean exit make it the artifact at `folder`, atomically.
+
+    keep_partial: leave what an interrupted build wrote, so that the next one may go on from it (the builder must
+    itself know what is whole). A lock keeps two processes from building the same artifact at once.
+    """
+    aside = folder.parent / f".{folder.name}.building"
+    with _locked(folder.parent / f".{folder.name}.lock"):
+        if aside.exists() and not keep_partial:
+            shutil.rmtree(aside)
+        aside.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            yield aside
+            _complete(aside, folder, kind, made_from)
+
+
+def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+        files[path.relative_to(aside).as_posix()] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
+        _sync(path)
+    flat = json.loads(json.dumps(flatten(made_from), default=str))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = Manifest(kind, fingerprint(made_from), flat, files, created)
+    write_json(aside / MANIFEST, asdict(manifest))
+    _sync(aside)
+    if folder.exists():  # an older or damaged one without a manifest: it was not complete
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    _sync(aside)
+    aside.replace(path)
+
+
+def file_hash(path: Path) -> str:
+    """Return the xxh3-128 of a file's content, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a UserError that says where and how much is left."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            28: "the disk is full",
+            30: "the disk is read-only",
+            13: "writing is not permitted",
+            122: "the disk quota is used up",
+        }
+        if error.errno not in reasons:
+            raise
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
+        todo = "free some space or choose another place with --cache and --runs; finished work is kept"
+        raise UserError(reasons[error.errno], str(folder), f"{free / 1e6:.0f} MB free", todo=todo) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            name = path.name.removeprefix(".").removesuffix(".lock")
+            todo = "wait for it to end, or use another run name"
+            raise UserError("another process is making this artifact", str(path.parent / name), todo=todo) from None
+        yield
+    path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from onward.artifact import building, disk_errors, find, fingerprint, flatten, read_manifest
+from onward.errors import UserError
+
+MADE_FROM = {"corpus": {"seed": 1, "sources": ["a"]}, "length": 512}
+
+
+def build(folder: Path, text: str = "content") -> None:
+    with building(folder, "corpus", MADE_FROM) as aside:
+        (aside / "inner").mkdir()
+        (aside / "inner" / "data.txt").write_text(text)
+
+
+def test_a_built_artifact_is_found_by_what_it_was_made_from(tmp_path: Path) -> None:
+    build(tmp_path / "one")
+    manifest = find(tmp_path / "one", MADE_FROM)
+    assert manifest is not None
+    assert manifest.fingerprint == fingerprint(MADE_FROM)
+    assert manifest.files["inner/data.txt"]["bytes"] == len("content")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one"]
+
+
+def test_absence_is_none_and_a_change_is_named(tmp_path: Path) -> None:
+    assert find(tmp_path / "none", MADE_FROM) is None
+    build(tmp_path / "one")
+    with pytest.raises(UserError, match=r"corpus\.seed: was 1, is 2"):
+        find(tmp_path / "one", {"corpus": {"seed": 2, "sources": ["a"]}, "length": 512})
+
+
+def test_a_failure_inside_leaves_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), building(tmp_path / "one", "corpus", MADE_FROM) as aside:
+        (aside / "data.txt").write_text("half")
+        raise RuntimeError
+    assert find(tmp_path / "one", MADE_FROM) is None
+    build(tmp_path / "one")
+    assert not (tmp_path / "one" / "data.txt").exists()
+
+
+def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
+    build(tmp_path / "one")
+    (tmp_path / "one" / "inner" / "data.txt").write_text("cut")
+    with pytest.raises(UserError, match="damaged"):
+        find(tmp_path / "one", MADE_FROM)
+    (tmp_path / "one" / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest is damaged"):
+        read_manifest(tmp_path / "one")
+
+
+def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path) -> None:
+    with building(tmp_path / "one", "corpus", MADE_FROM) as aside:
+        (aside / "data.txt").write_text("x")
+        with pytest.raises(UserError, match="another process"):
+            build(tmp_path / "one")
+
+
+def _build_slowly(folder: Path) -> None:
+    with building(folder, "corpus", MADE_FROM) as aside:
+        for n in range(10_000):
+            (aside / f"{n}.txt").write_text("x" * 1000)
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.4])
+def test_a_kill_leaves_nothing_that_looks_complete(tmp_path: Path, delay: float) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_build_slowly, args=(tmp_path / "one",))
+    process.start()
+    time.sleep(delay)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert find(tmp_path / "one", MADE_FROM) is None
+    build(tmp_path / "one")
+    assert find(tmp_path / "one", MADE_FROM) is not None
+
+
+def test_a_full_disk_says_how_much_is_free(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="disk is full") as caught, disk_errors(tmp_path / "deep" / "artifact"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "MB free" in str(caught.value)
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        raise FileNotFoundError
+
+
+def test_flatten_keeps_lists_whole() -> None:
+    assert flatten(MADE_FROM) == {"corpus.seed": 1, "corpus.sources": ["a"], "length": 512}
