@@ -1,0 +1,190 @@
+"""Formulas against hand-computed examples and scipy, and simulations that a wrong method would fail."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm
+
+from onward.statistics import (
+    Interval,
+    _resampled,
+    binomial_two_sided,
+    bootstrap_mean_difference,
+    bootstrap_ratio,
+    chance_adjusted,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap_ratio,
+    standard_error_of_mean,
+)
+
+
+def rejects(interval: Interval, truth: float = 0.0) -> bool:
+    return not interval.low <= truth <= interval.high
+
+
+def test_ratio_is_of_sums_not_mean_of_ratios():
+    assert bootstrap_ratio(np.array([1.0, 9.0]), np.array([1, 3]), None, 200, 0).estimate == 2.5
+
+
+def test_equal_ratios_have_an_interval_of_no_width():
+    interval = bootstrap_ratio(np.array([2.0, 4.0, 8.0]), np.array([1, 2, 4]), None, 200, 0)
+    assert (interval.low, interval.high) == (2.0, 2.0)
+
+
+def test_interval_of_a_large_sample_is_the_normal_one():
+    generator = np.random.default_rng(5)
+    bits, size = generator.normal(2.0, 0.3, 4000), np.ones(4000)
+    interval = bootstrap_ratio(bits, size, None, 4000, 0)
+    half = norm.ppf(0.975) * standard_error_of_mean(bits)
+    assert interval.low == pytest.approx(bits.mean() - half, abs=half * 0.06)
+    assert interval.high == pytest.approx(bits.mean() + half, abs=half * 0.06)
+
+
+def test_paired_difference_is_the_difference_of_the_ratios_and_its_direction():
+    before, after, size = np.array([4.0, 6.0, 5.0]), np.array([2.0, 3.0, 2.0]), np.array([1, 2, 2])
+    interval = paired_bootstrap_ratio(before, after, size, None, 500, 0)
+    assert interval.estimate == pytest.approx((7 - 15) / 5)
+    assert interval.high < 0
+
+
+def test_a_mean_difference_is_a_ratio_over_ones():
+    before, after = np.array([0, 1, 1, 0]), np.array([1, 1, 1, 0])
+    assert bootstrap_mean_difference(before, after, None, 200, 0).estimate == 0.25
+
+
+def test_pairing_cancels_what_makes_items_hard():
+    generator = np.random.default_rng(1)
+    hardness = generator.normal(0, 5, 300)
+    after = hardness - 0.1 + generator.normal(0, 0.1, 300)
+    assert bootstrap_mean_difference(hardness, after, None, 1000, 0).high < 0
+
+
+def test_the_same_seed_draws_the_same_and_chunks_do_not_matter(monkeypatch):
+    generator = np.random.default_rng(2)
+    # Whole numbers: sums of fractions may differ in the last bit with the size of a matrix product.
+    numerators, denominators = generator.integers(0, 99, 50), generator.integers(1, 9, 50)
+    whole = bootstrap_ratio(numerators, denominators, None, 333, 7)
+    monkeypatch.setattr("onward.statistics._CHUNK_CELLS", 200)
+    assert bootstrap_ratio(numerators, denominators, None, 333, 7) == whole
+    assert bootstrap_ratio(numerators, denominators, None, 333, 8) != whole
+
+
+def test_memory_of_a_chunk_is_bounded():
+    sums = np.ones((10_000, 2))
+    assert max(chunk.size for chunk in _resampled(sums, 500, 0)) <= 100
+
+
+def test_groups_are_drawn_whole():
+    # Each group's mean is 0 or 1 and its items are equal: with groups there are two units, without two hundred.
+    values, groups = np.repeat([0.0, 1.0], 100), np.repeat(["a", "b"], 100)
+    clustered = bootstrap_ratio(values, np.ones(200), groups, 500, 0)
+    single = bootstrap_ratio(values, np.ones(200), None, 500, 0)
+    assert (clustered.low, clustered.high) == (0.0, 1.0)
+    assert single.high - single.low < 0.2
+
+
+def test_one_group_falls_back_to_its_items_and_one_item_has_no_interval():
+    values = np.arange(20.0)
+    assert bootstrap_ratio(values, np.ones(20), np.zeros(20), 300, 0) == bootstrap_ratio(
+        values, np.ones(20), None, 300, 0
+    )
+    alone = bootstrap_ratio(np.array([3.0]), np.array([2]), None, 100, 0)
+    assert alone.estimate == 1.5
+    assert np.isnan(alone.low)
+    assert np.isnan(alone.high)
+
+
+def test_empty_documents_do_not_spoil_an_interval():
+    interval = bootstrap_ratio(np.array([0.0, 2.0, 3.0]), np.array([0, 1, 1]), None, 500, 0)
+    assert 2.0 <= interval.low <= interval.high <= 3.0
+
+
+def test_no_items_is_refused():
+    with pytest.raises(AssertionError, match="no items"):
+        bootstrap_ratio(np.array([]), np.array([]), None, 100, 0)
+
+
+@pytest.mark.parametrize("clusters", [8, 40])
+def test_interval_covers_the_truth_as_often_as_it_says(clusters):
+    generator = np.random.default_rng(11)
+    misses = 0
+    for seed in range(1500):
+        values = generator.normal(0, 1, clusters)
+        misses += rejects(bootstrap_ratio(values, np.ones(clusters), None, 400, seed))
+    # Nominal 75, sd 8.4; the plain percentile interval of eight groups misses about 165 times.
+    assert 50 <= misses <= 105
+
+
+def test_clustered_interval_keeps_its_level_where_the_plain_one_does_not():
+    generator = np.random.default_rng(12)
+    groups = np.repeat(np.arange(30), 10)
+    clustered = plain = 0
+    for seed in range(400):
+        shared = np.repeat(generator.normal(0, 1, 30), 10)
+        after = shared + generator.normal(0, 1, 300)
+        before = np.zeros(300)
+        clustered += rejects(bootstrap_mean_difference(before, after, groups, 300, seed))
+        plain += rejects(bootstrap_mean_difference(before, after, None, 300, seed))
+    assert 7 <= clustered <= 33  # nominal 20, sd 4.4
+    assert plain > 100  # pretending that the items are independent is wrong in more than a quarter of the cases
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (0, 10), (3, 10), (5, 10), (10, 10), (12, 40), (500, 1000)])
+def test_binomial_agrees_with_scipy(successes, trials):
+    ours = binomial_two_sided(successes, trials, 0.5)
+    assert ours == pytest.approx(binomtest(successes, trials, 0.5).pvalue, rel=1e-9)
+
+
+def test_binomial_doubles_the_smaller_tail_when_the_distribution_is_skewed():
+    upper = binomtest(40, 100, 0.25, alternative="greater").pvalue
+    assert binomial_two_sided(40, 100, 0.25) == pytest.approx(2 * upper, rel=1e-9)
+
+
+def test_mcnemar_by_hand():
+    # 1 right->wrong and 5 wrong->right: p = 2 (1 + 6) / 2^6; unchanged items do not matter.
+    before = np.array([True] * 4 + [False] * 5 + [True, False])
+    after = np.array([True] * 3 + [False] + [True] * 5 + [True, False])
+    p_value, right_to_wrong, wrong_to_right = mcnemar_exact(before, after)
+    assert (right_to_wrong, wrong_to_right) == (1, 5)
+    assert p_value == pytest.approx(14 / 64)
+    assert mcnemar_exact(before, before) == (1.0, 0, 0)
+
+
+def test_mcnemar_keeps_its_level_and_has_power():
+    generator = np.random.default_rng(13)
+
+    def rejections(gain: float) -> int:
+        count = 0
+        for _ in range(500):
+            before = generator.random(400) < 0.4
+            flips = generator.random(400)
+            after = np.where(before, flips > 0.2 - gain, flips < 0.2 * 0.4 / 0.6 + gain)
+            count += mcnemar_exact(before, after)[0] <= 0.05
+        return count
+
+    assert rejections(0.0) <= 40  # nominal 25, sd 4.9; the exact test stays below its level
+    assert rejections(0.1) > 450
+
+
+def test_holm_by_hand_and_in_the_given_order():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.6, 0.9]) == (1.0, 1.0)
+    assert holm([]) == ()
+
+
+def test_holm_keeps_the_family_wise_error():
+    generator = np.random.default_rng(14)
+    families = generator.random((2000, 7))
+    false = sum(min(holm(list(row))) <= 0.05 for row in families)
+    assert 60 <= false <= 140  # nominal 100, sd 9.7; uncorrected it would be 603
+
+
+def test_standard_error_has_the_sample_deviation():
+    assert standard_error_of_mean(np.array([0, 0, 1, 1])) == pytest.approx(np.sqrt(1 / 3) / 2)
+    assert np.isnan(standard_error_of_mean(np.array([1.0])))
+
+
+def test_chance_adjusted():
+    assert chance_adjusted(0.25, 0.25) == 0
+    assert chance_adjusted(1.0, 0.25) == 1
+    assert chance_adjusted(0.4, 0.25) == pytest.approx(0.2)
