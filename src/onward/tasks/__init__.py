@@ -1,0 +1,6 @@
+"""Benchmark tasks as items: lm-evaluation-harness's definitions over the Hub's data or local original files."""
+
+from onward.tasks.items import Item, TaskItems, load_items
+from onward.tasks.local import data_fingerprints
+
+__all__ = ["Item", "TaskItems", "data_fingerprints", "load_items"]

@@ -1,0 +1,179 @@
+"""The readers of original benchmark files: on the real ones, and on broken ones."""
+
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from onward.errors import UserError
+from onward.tasks.local import data_fingerprints, read_local, split_context
+
+EXPECTED = [
+    ("allenai/ai2_arc", "ARC-Easy", "test", 2376),
+    ("allenai/ai2_arc", "ARC-Challenge", "test", 1172),
+    ("Rowan/hellaswag", None, "validation", 10042),
+    ("allenai/winogrande", "winogrande_xl", "validation", 1267),
+    ("aps/super_glue", "boolq", "validation", 3270),
+    ("baber/piqa", None, "validation", 1838),
+]
+
+
+@pytest.fixture(scope="module")
+def bench(shared_data: Path) -> Path:
+    return shared_data / "bench"
+
+
+@pytest.mark.parametrize(("dataset", "subset", "split", "count"), EXPECTED)
+def test_real_files_are_read_whole(bench: Path, dataset: str, subset: str | None, split: str, count: int) -> None:
+    assert len(read_local(dataset, subset, bench)[split]) == count
+
+
+def test_real_mmlu(bench: Path) -> None:
+    subjects = sorted(path.name.removesuffix("_test.csv") for path in (bench / "mmlu" / "test").glob("*.csv"))
+    read = {subject: read_local("cais/mmlu", subject, bench) for subject in subjects}
+    assert len(subjects) == 57
+    assert sum(len(splits["test"]) for splits in read.values()) == 14042
+    assert all(len(splits["dev"]) == 5 for splits in read.values())
+    assert {document["answer"] for splits in read.values() for document in splits["test"]} == {0, 1, 2, 3}
+
+
+def test_real_hellaswag_contexts(bench: Path) -> None:
+    """6,799 WikiHow and 3,243 ActivityNet items; what lm-eval makes of the halves is the whole, capitalised."""
+    path = bench / "hellaswag" / "hellaswag_val.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        wholes = [json.loads(line)["ctx"] for line in file]
+    documents = read_local("Rowan/hellaswag", None, bench)["validation"]
+    halves = [(document["ctx_a"], document["ctx_b"]) for document in documents]
+    assert sum(second == "" for _, second in halves) == 6799
+    for whole, (first, second) in zip(wholes, halves, strict=True):
+        assert f"{first} {second}".strip().lower() == whole.strip().lower()
+        if second:
+            assert second == second.lower(), "ActivityNet is lower case, so capitalize() changes one letter only"
+            assert first.rstrip("\"')")[-1] in ".!?"
+
+
+@pytest.mark.parametrize(
+    ("ctx", "halves"),
+    [
+        ("A man is on a roof. he", ("A man is on a roof.", "he")),
+        ("She bends. She lifts. the lady", ("She bends. She lifts.", "the lady")),
+        ("How to sew. Cut it. Fold it.", ("How to sew. Cut it. Fold it.", "")),
+        ("no sentence yet", ("no sentence yet", "")),
+        (". a man", (".", "a man")),
+    ],
+)
+def test_split_context(ctx: str, halves: tuple[str, str]) -> None:
+    assert split_context(ctx) == halves
+
+
+def write(path: Path, rows: Iterable[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+ARC = {
+    "id": "x",
+    "question": {"stem": "Q?", "choices": [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]},
+    "answerKey": "2",
+}
+HELLASWAG = {"activity_label": "Sewing", "ctx": "A. he", "endings": ["a", "b", "c", "d"], "label": 3}
+WINOGRANDE = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
+BOOLQ = {"question": "is it", "passage": "It is.", "answer": True}
+PIQA = {"goal": "g", "sol1": "a", "sol2": "b"}
+
+
+def test_official_variants(tmp_path: Path) -> None:
+    write(tmp_path / "ARC-V1-Feb2018-2" / "ARC-Easy" / "ARC-Easy-Test.jsonl", [ARC])
+    assert read_local("allenai/ai2_arc", "ARC-Easy", tmp_path)["test"][0]["choices"]["label"] == ["1", "2"]
+    halves = {"ctx_a": "First part", "ctx_b": "then", "ctx": "First part then"}
+    write(tmp_path / "hellaswag_val.jsonl", [HELLASWAG | halves])
+    document = read_local("Rowan/hellaswag", None, tmp_path)["validation"][0]
+    assert (document["ctx_a"], document["ctx_b"]) == ("First part", "then")
+    write(tmp_path / "BoolQ" / "val.jsonl", [{"question": "q", "passage": "T -- p", "label": False, "idx": 0}])
+    assert read_local("aps/super_glue", "boolq", tmp_path)["validation"][0]["label"] == 0
+    write(tmp_path / "boolq" / "dev.jsonl", [BOOLQ | {"title": "T"}])
+    assert read_local("aps/super_glue", "boolq", tmp_path)["validation"][0]["passage"] == "T -- It is."
+    plain = write(tmp_path / "x.jsonl", [WINOGRANDE]).read_bytes()
+    (tmp_path / "winogrande").mkdir()
+    (tmp_path / "winogrande" / "dev.jsonl.zst").write_bytes(zstandard.compress(plain))
+    assert read_local("winogrande", "winogrande_xl", tmp_path)["validation"] == [WINOGRANDE]
+
+
+BROKEN = [
+    ("ai2_arc", "ARC-Easy", "arc/ARC-Easy-Test.jsonl", ARC | {"answerKey": "C"}, "one of the labels 1, 2"),
+    ("ai2_arc", "ARC-Easy", "arc/ARC-Easy-Test.jsonl", ARC | {"question": "Q?"}, "`stem` and `choices`"),
+    ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"label": 4}, "from 0 to 3"),
+    ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"label": ""}, "from 0 to 3"),
+    ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"endings": ["a"]}, "four endings"),
+    ("winogrande", None, "winogrande/dev.jsonl", WINOGRANDE | {"answer": ""}, "the test file has no answers"),
+    ("winogrande", None, "winogrande/dev.jsonl", WINOGRANDE | {"sentence": "a b"}, "with the gap"),
+    ("winogrande", None, "winogrande/dev.jsonl", {"sentence": "a _ b", "answer": "1"}, "a field `option1`"),
+    ("super_glue", "boolq", "boolq/dev.jsonl", BOOLQ | {"answer": "yes"}, "true or false"),
+    ("piqa", None, "piqa/valid.jsonl", PIQA | {"label": 2}, "from 0 to 1"),
+    ("mmlu", "anatomy", "mmlu/test/anatomy_test.csv", "Q?,a,b,c,A", "6 columns"),
+    ("mmlu", "anatomy", "mmlu/test/anatomy_test.csv", "Q?,a,b,c,d,E", "A, B, C or D"),
+    ("winogrande", None, "winogrande/dev.jsonl", '{"sentence": ', "one JSON object a line"),
+    ("winogrande", None, "winogrande/dev.jsonl", "[1]", "one JSON object a line"),
+]
+GOOD = {"ai2_arc": ARC, "hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "super_glue": BOOLQ}
+GOOD |= {"piqa": PIQA | {"label": 0}, "mmlu": "Q?,a,b,c,d,A"}
+
+
+@pytest.mark.parametrize(("dataset", "subset", "name", "row", "expected"), BROKEN)
+def test_broken_rows_name_file_and_line(
+    tmp_path: Path, dataset: str, subset: str | None, name: str, row: object, expected: str
+) -> None:
+    path = write(tmp_path / name, [GOOD[dataset]])
+    assert read_local(dataset, subset, tmp_path)
+    write(path, [GOOD[dataset], row])
+    with pytest.raises(UserError) as caught:
+        read_local(dataset, subset, tmp_path)
+    assert str(path) in str(caught.value)
+    assert "line 2" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_labels_of_piqa(tmp_path: Path) -> None:
+    write(tmp_path / "piqa" / "valid.jsonl", [PIQA, PIQA])
+    labels = write(tmp_path / "piqa" / "valid-labels.lst", ["0", "1"])
+    assert [document["label"] for document in read_local("baber/piqa", None, tmp_path)["validation"]] == [0, 1]
+    write(labels, ["0"])
+    with pytest.raises(UserError, match="1 labels"):
+        read_local("baber/piqa", None, tmp_path)
+    write(labels, ["0", "2"])
+    with pytest.raises(UserError, match="line 2"):
+        read_local("baber/piqa", None, tmp_path)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "winogrande" / "dev.jsonl.gz"
+    path.parent.mkdir()
+    whole = gzip.compress("".join(json.dumps(WINOGRANDE | {"qID": str(n)}) + "\n" for n in range(200)).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        read_local("winogrande", None, tmp_path)
+    path.write_bytes(gzip.compress(b'{"sentence": "\xff"}'))
+    with pytest.raises(UserError, match="damaged"):
+        read_local("winogrande", None, tmp_path)
+
+
+def test_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hellaswag_val\.jsonl"):
+        read_local("Rowan/hellaswag", None, tmp_path)
+    with pytest.raises(UserError, match="no reader"):
+        read_local("allenai/openbookqa", "main", tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        data_fingerprints(["piqa"], tmp_path / "nowhere")
+
+
+def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        write(tmp_path / place / "boolq" / "dev.jsonl", [BOOLQ])
+    assert data_fingerprints(["boolq"], tmp_path / "one") == data_fingerprints(["boolq"], tmp_path / "two")
+    write(tmp_path / "two" / "boolq" / "dev.jsonl", [BOOLQ | {"answer": False}])
+    assert data_fingerprints(["boolq"], tmp_path / "one") != data_fingerprints(["boolq"], tmp_path / "two")
+    assert data_fingerprints(["piqa"], tmp_path / "one") == data_fingerprints(["piqa"], tmp_path / "two")
