@@ -1,0 +1,1 @@
+"""Base models: find, load without remote code, score, sample, export."""

@@ -1,0 +1,130 @@
+"""Load a causal language model from plain files, without remote code and without unpickling objects."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.errors import UserError
+from onward.model.mobilellm import check_tensors, is_mobilellm, llama_config
+from onward.model.source import ModelSource, describe
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(source: ModelSource | Path, dtype: "torch.dtype | None" = None, device: str = "cpu") -> Any:
+    """Return the `PreTrainedModel` in evaluation mode, its weights as `dtype` (None: float32) on `device`.
+
+    Raises UserError when the architecture needs remote code, weights are missing, or tensors do not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = source if isinstance(source, ModelSource) else describe(source)
+    dtype = torch.float32 if dtype is None else dtype
+    if is_mobilellm(source.folder):
+        return _load_mobilellm(source.folder, dtype).to(device).eval()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        expected = "a decoder-only model whose code is part of transformers, with safetensors weights"
+        got = str(error).split("\n")[0][:300]
+        raise UserError("the model cannot be loaded", str(source.folder), got, expected) from error
+    lacking = sorted(found["missing_keys"])
+    if lacking:
+        raise UserError("weights are missing", str(source.folder), f"no tensor for {', '.join(lacking[:5])}")
+    return model.to(device).eval()
+
+
+def _load_mobilellm(folder: Path, dtype: "torch.dtype") -> Any:
+    """Build the Llama, check every tensor against the configuration, copy the weights in."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    config = llama_config(folder)
+    state = _read_weights(folder)
+    check_tensors(set(state), config, folder)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        if name in wanted and tensor.shape != wanted[name]:
+            got, expected = str(tuple(tensor.shape)), str(tuple(wanted[name]))
+            raise UserError(f"tensor {name} has another shape than the config says", str(folder), got, expected)
+    model = LlamaForCausalLM(config).to(dtype)
+    kept = {name: tensor for name, tensor in state.items() if name in wanted}
+    lacking = set(model.load_state_dict(kept, strict=False).missing_keys)
+    assert lacking <= {"lm_head.weight"}, f"check_tensors let {lacking} through"
+    model.tie_weights()
+    return model
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    """Read a state dict from safetensors, else from pytorch_model*.bin with weights_only (no objects unpickled)."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    safe = sorted(folder.glob("*.safetensors"))
+    pickled = [] if safe else sorted(folder.glob("pytorch_model*.bin"))
+    if not safe and not pickled:
+        raise UserError("there are no weights", str(folder), expected="model.safetensors or pytorch_model.bin")
+    state: dict[str, Any] = {}
+    for path in safe or pickled:
+        try:
+            state |= load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (UnpicklingError, RuntimeError, SafetensorError) as error:
+            todo = "download the file again; a file that holds more than tensors is never opened"
+            raise UserError("weights cannot be read safely", str(path), str(error).split("\n")[0], todo=todo) from error
+    return state
+
+
+def export_model(model: Any, base: Path, folder: Path, dtype: "torch.dtype | None" = None) -> None:
+    """Write `model` as a plain Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens.
+
+    base: folder of the base model, whose tokenizer is written as tokenizer.json beside the weights.
+    dtype: of the written weights; None keeps the model's.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    state = {
+        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in shared
+    }
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    written = dtype or next(iter(model.parameters())).dtype
+    config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": str(written).split(".")[1]}
+    type(model.config)(**{k: v for k, v in config.items() if k != "model_type"}).save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    _copy_tokenizer(base, folder)
+
+
+def _copy_tokenizer(base: Path, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from onward.model.tokenizer import _load
+
+    loaded = _load(base)
+    fast = loaded.backend_tokenizer
+    fast.no_truncation()
+    fast.no_padding()
+    special = {
+        name: getattr(loaded, name)
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if getattr(loaded, name)
+    }
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast, clean_up_tokenization_spaces=False, model_max_length=loaded.model_max_length, **special
+    ).save_pretrained(folder)

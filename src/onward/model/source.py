@@ -1,0 +1,100 @@
+"""Find the files of a base model: the packaged one, a local folder, or the Hugging Face Hub."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+
+from onward.errors import UserError
+
+TINY = "onward/tiny"
+_FILES = ("*.json", "*.model", "*.txt", "README.md")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's files on this machine.
+
+    name: as the recipe writes it. folder: plain Hugging Face files. revision: Hub commit, None for local files.
+    license: from the model card's metadata. fingerprint: changes when the weights, the configuration or the
+    tokenizer change.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    license: str | None
+    fingerprint: str
+
+
+def resolve(base: str, revision: str | None = None) -> ModelSource:
+    """Return the local files of `onward/tiny`, a folder, or a Hub id (downloaded to the Hub's own cache).
+
+    Only configuration, tokenizer and weights are fetched; no code. Raises UserError when there is no such model,
+    or the network or a permission is missing.
+    """
+    if base == TINY:
+        return describe(Path(str(resources.files("onward") / "model" / "tiny")), base)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return describe(folder.absolute(), base)
+    if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise UserError(
+            "there is no such model folder", "model.base", base, "onward/tiny, a folder, or a Hub id (org/name)"
+        )
+    return _from_hub(base, revision)
+
+
+def describe(folder: Path, name: str | None = None, revision: str | None = None) -> ModelSource:
+    """Return the ModelSource of a folder; raises UserError when it holds no config.json."""
+    if not (folder / "config.json").is_file():
+        raise UserError("this folder holds no model", str(folder), expected="config.json, weights and tokenizer files")
+    return ModelSource(name or str(folder), folder, revision, _license(folder), _fingerprint(folder))
+
+
+def _from_hub(base: str, revision: str | None) -> ModelSource:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    todo = "check the name and the network; for gated models accept the licence on the Hub and run `hf auth login`"
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "0") in ("0", ""):
+            names = HfApi().list_repo_files(base, revision=revision)
+            # A pickled state dict is fetched only when there is nothing safer, and read with weights_only.
+            weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
+            folder = snapshot_download(base, revision=revision, allow_patterns=[*_FILES, weights])
+        else:
+            folder = snapshot_download(base, revision=revision, local_files_only=True)
+    except GatedRepoError as error:
+        raise UserError("this model's licence must be accepted first", "model.base", base, todo=todo) from error
+    except RepositoryNotFoundError as error:
+        raise UserError("there is no such model on the Hub", "model.base", base, todo=todo) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError("the model cannot be downloaded", "model.base", f"{base} ({error})", todo=todo) from error
+    path = Path(folder)
+    return describe(path, base, path.name)  # the snapshot folder is named after its commit
+
+
+def _license(folder: Path) -> str | None:
+    """The `license:` of the model card's metadata block."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    head = card.read_text(encoding="utf-8", errors="replace")[:4000]
+    if not head.startswith("---"):
+        return None
+    rows = head.split("---")[1].splitlines()
+    return next((row.partition(":")[2].strip() for row in rows if row.startswith("license:")), None)
+
+
+@cache
+def _fingerprint(folder: Path) -> str:
+    """Hash of the configuration and tokenizer, and of each weight file's content (xxh3; a GB takes under a second)."""
+    from onward.artifact import file_hash
+
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".model", ".safetensors", ".bin"))
+    parts = {name: file_hash(folder / name) for name in names if name != "manifest.json"}
+    return sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""A tokenizer as a value: its serialised form and the ids that matter, without transformers in every worker."""
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.errors import UserError
+from onward.model.source import resolve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A fast tokenizer and its special ids.
+
+    json: the serialised `tokenizers.Tokenizer`. bos_id: set only when the tokenizer itself puts a BOS before a
+    text. prefix_id: the context of a text's first token when it is scored (BOS, else EOS, as lm-eval has it).
+    vocabulary_size: number of ids, added tokens included.
+    """
+
+    json: str = field(repr=False)
+    eos_id: int
+    bos_id: int | None
+    prefix_id: int
+    unknown_id: int | None
+    vocabulary_size: int
+    fingerprint: str
+
+    def fast(self) -> "Tokenizer":
+        """Return the live tokenizer, made once per process."""
+        return _from_json(self.json)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts as plain text: nothing is added, and a special token spelt out in a text is ordinary text."""
+        return [encoding.ids for encoding in self.fast().encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """Decode ids, special tokens left out."""
+        return str(self.fast().decode(ids, skip_special_tokens=True))
+
+
+@lru_cache(maxsize=4)
+def _from_json(text: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    # A document that spells a special token (`<|endoftext|>`) must not be able to end itself.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def load_tokenizer(base: str, revision: str | None = None) -> LoadedTokenizer:
+    """Load the tokenizer of a base model; raises UserError when there is none or it has no end-of-text token."""
+    return read_tokenizer(resolve(base, revision).folder)
+
+
+def read_tokenizer(folder: Path) -> LoadedTokenizer:
+    """Read the tokenizer files of a model folder: tokenizer.json, or a sentencepiece tokenizer.model."""
+    config = json.loads((folder / "config.json").read_bytes())
+    loaded = _load(folder)
+    fast = loaded.backend_tokenizer
+    fast.no_truncation()
+    fast.no_padding()
+    eos = loaded.eos_token_id if loaded.eos_token_id is not None else _first(config.get("eos_token_id"))
+    bos = loaded.bos_token_id if loaded.bos_token_id is not None else _first(config.get("bos_token_id"))
+    if eos is None:
+        todo = "set eos_token in tokenizer_config.json: without it the model never learns where a document ends"
+        raise UserError("the tokenizer has no end-of-text token", str(folder), expected="eos_token", todo=todo)
+    plain = fast.encode("a", add_special_tokens=True).ids
+    adds_bos = bos is not None and len(plain) > 0 and plain[0] == bos
+    text = fast.to_str()
+    return LoadedTokenizer(
+        json=text,
+        eos_id=eos,
+        bos_id=bos if adds_bos else None,
+        prefix_id=bos if bos is not None else eos,
+        unknown_id=loaded.unk_token_id if loaded.unk_token_id != eos else None,
+        vocabulary_size=len(loaded),
+        fingerprint=sha256(f"{text}{eos}{bos}{adds_bos}".encode()).hexdigest()[:16],
+    )
+
+
+def _first(value: Any) -> int | None:
+    """Configurations write one id, or a list of ids whose first ends a text."""
+    first = value[0] if isinstance(value, list) else value
+    return None if first is None else int(first)
+
+
+def _load(folder: Path) -> Any:
+    """Open the tokenizer with transformers; sentencepiece files become fast tokenizers on the way."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from onward.model.mobilellm import is_mobilellm, load_sentencepiece
+
+    try:
+        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        if is_mobilellm(folder) and not (folder / "tokenizer.json").is_file():
+            return load_sentencepiece(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        expected = "tokenizer.json, or tokenizer.model of a Llama-style sentencepiece model"
+        raise UserError("the tokenizer cannot be loaded", str(folder), str(error).split("\n")[0], expected) from error

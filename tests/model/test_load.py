@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from onward.errors import UserError
+from onward.model.generate import sample_documents
+from onward.model.load import export_model, load_model
+from onward.model.source import describe, resolve
+from onward.model.tokenizer import load_tokenizer, read_tokenizer
+from onward.recipe import SelfReplay
+from synthetic import END, llama_config, write_byte_tokenizer, write_model
+
+
+def test_a_folder_is_described_and_its_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    write_model(tmp_path / "a", seed=0)
+    write_model(tmp_path / "b", seed=0)
+    write_model(tmp_path / "c", seed=1)
+    (tmp_path / "a" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    a, b, c = (resolve(str(tmp_path / name)) for name in "abc")
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    assert (a.license, b.license) == ("apache-2.0", None)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/model", "justaname"])
+def test_a_model_that_is_nowhere_is_said_to_be(name: str) -> None:
+    with pytest.raises(UserError, match="no such model folder"):
+        resolve(name)
+
+
+def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        resolve("someone/somemodel")
+
+
+def test_an_empty_folder_and_missing_weights_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model"):
+        describe(tmp_path)
+    llama_config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="tokenizer cannot be loaded"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_missing_tensor_is_an_error_and_not_a_random_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_model(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="weights are missing"):
+        load_model(tmp_path)
+
+
+def test_an_architecture_outside_transformers_is_refused(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    auto_map = {"AutoModelForCausalLM": "modeling_x.X", "AutoConfig": "configuration_x.C"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": auto_map}))
+    (tmp_path / "modeling_x.py").write_text("raise SystemExit('remote code was run')")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_export_opens_with_the_same_weights(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(write_model(tmp_path / "base", llama_config(tie_word_embeddings=tied)))
+    export_model(model, tmp_path / "base", tmp_path / "out", dtype)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert opened.dtype == dtype
+    for (name, a), (_, b) in zip(model.named_parameters(), opened.named_parameters(), strict=True):
+        assert torch.equal(a.to(dtype), b), name
+    assert not list((tmp_path / "out").glob("*.bin"))
+    again = read_tokenizer(tmp_path / "out")
+    assert again.encode_batch(["Straße"]) == read_tokenizer(tmp_path / "base").encode_batch(["Straße"])
+
+
+def test_a_tokenizer_knows_its_special_ids_and_comes_back_from_its_bytes(tmp_path: Path) -> None:
+    import pickle
+
+    found = load_tokenizer(str(write_model(tmp_path)))
+    assert (found.eos_id, found.bos_id, found.prefix_id, found.vocabulary_size) == (0, None, 0, 257)
+    text = "two\nlines, naïve"
+    (ids,) = pickle.loads(pickle.dumps(found)).encode_batch([text])
+    assert len(ids) == len(text.encode())
+    assert found.decode(ids) == text
+
+
+def test_a_text_cannot_spell_the_end_of_a_document(tmp_path: Path) -> None:
+    found = load_tokenizer(str(write_model(tmp_path)))
+    (ids,) = found.encode_batch([f"before{END}after"])
+    assert found.eos_id not in ids
+    assert found.decode(ids) == f"before{END}after"
+
+
+def test_real_tokenizers_have_an_end_of_text(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "eos_token_id": 50256, "bos_token_id": 50256})
+    )
+    (tmp_path / "tokenizer.json").write_bytes((shared_data / "tokenizers" / "gpt2" / "tokenizer.json").read_bytes())
+    found = read_tokenizer(tmp_path)
+    assert (found.eos_id, found.bos_id, found.vocabulary_size) == (50256, None, 50257)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="no end-of-text token"):
+        read_tokenizer(tmp_path)
+
+
+def test_sampling_is_fixed_by_its_seed_and_meets_its_budget(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    model, tokenizer = load_model(folder), read_tokenizer(folder)
+    settings = SelfReplay.model_validate({"tokens": 3000, "document_tokens": 40, "top_p": 0.9})
+    first, again, other = (list(sample_documents(model, tokenizer, settings, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert 3000 / 40 <= len(first) <= 3000 / 10
+
+
+def test_sampling_follows_the_models_distribution(tmp_path: Path) -> None:
+    """A tiny nucleus and a tiny temperature both leave the likeliest token only."""
+    folder = write_model(tmp_path)
+    model, tokenizer = load_model(folder), read_tokenizer(folder)
+    nucleus, cold = (
+        SelfReplay.model_validate({"tokens": 100, "document_tokens": 20} | change)
+        for change in ({"top_p": 1e-6}, {"temperature": 1e-4})
+    )
+    first = list(sample_documents(model, tokenizer, nucleus, seed=0))
+    assert first == list(sample_documents(model, tokenizer, cold, seed=5))
+    assert len(set(first)) <= 1, "every document starts from the same prefix"
+
+
+def test_a_model_that_only_ends_documents_comes_to_an_end(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, llama_config(tie_word_embeddings=False))
+    model, tokenizer = load_model(folder), read_tokenizer(folder)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[0] = 1.0
+        model.model.norm.weight.fill_(100.0)
+        model.lm_head.weight[0] *= torch.sign(model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0, 0])
+    settings = SelfReplay.model_validate({"tokens": 50, "document_tokens": 20})
+    assert list(sample_documents(model, tokenizer, settings, seed=0)) == []
