@@ -1,0 +1,111 @@
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onward.batches import NO_TARGET, Batches, BatchPlan, plan_batches
+from onward.corpus.packing import load_packing
+from onward.corpus.tokens import TokenStore
+from onward.recipe import Training
+from synthetic import write_corpus
+
+LENGTH = 32
+DOMAIN = [5, 70, 32, 3, 18, 40, 9, 9, 100, 2, 31]
+GENERAL = [20, 64, 11, 7]
+
+
+def opened(folder: Path, plan: BatchPlan) -> Batches:
+    for name, lengths in (("domain", DOMAIN), ("general", GENERAL)):
+        if not (folder / name).exists():
+            write_corpus(folder / name, lengths, LENGTH, seed=len(lengths))
+    names = ["domain", "general"] if plan.replay else ["domain"]
+    return Batches(plan, [(TokenStore(folder / n), load_packing(folder / n)) for n in names], padding_id=0)
+
+
+def plan(replay: str = "1/4", sequences: int = 3, steps: int = 40) -> BatchPlan:
+    return BatchPlan(LENGTH, sequences, Fraction(replay), seed=7, stage_steps=(steps,))
+
+
+def test_steps_reach_the_budget_and_no_further() -> None:
+    training = Training.model_validate({"stages": ["1M", "2.5M"], "batch_tokens": 100_000, "sequence_tokens": 2000})
+    found = plan_batches(training, seed=0)
+    assert (found.sequences_per_step, found.step_tokens, found.stage_steps) == (50, 100_000, (10, 25))
+
+
+def test_every_token_of_an_epoch_comes_once_and_every_target_is_the_next_token(tmp_path: Path) -> None:
+    whole = plan(replay="0", sequences=1, steps=200)
+    batches = opened(tmp_path, whole)
+    packing = load_packing(tmp_path / "domain")
+    epoch = [batches[step] for step in range(packing.num_sequences)]
+    ids = np.concatenate([b.ids_BT[b.documents_BT >= 0] for b in epoch])
+    stored = np.load(tmp_path / "domain" / "tokens-00000.npy")
+    assert sorted(ids.tolist()) == sorted(stored.tolist())
+    # Every token but the first of each document is a target exactly once, EOS included.
+    labels = np.concatenate([b.labels_BT[b.labels_BT != NO_TARGET] for b in epoch])
+    starts = np.cumsum([0, *DOMAIN[:-1]])
+    assert sorted(labels.tolist()) == sorted(np.delete(stored, starts).tolist())
+    assert (labels == 0).sum() == len(DOMAIN)
+
+
+def test_no_target_crosses_a_border_and_positions_restart(tmp_path: Path) -> None:
+    batches = opened(tmp_path, plan())
+    for step in range(10):
+        batch = batches[step]
+        ends = (batch.ids_BT == 0) & (batch.documents_BT >= 0)
+        assert (batch.labels_BT[ends] == NO_TARGET).all()
+        assert (batch.labels_BT[batch.documents_BT < 0] == NO_TARGET).all()
+        new = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
+        assert (batch.positions_BT[new & (batch.documents_BT >= 0)] == 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    share=st.fractions(min_value=Fraction(1, 200), max_value=Fraction(1, 2)),
+    sequences=st.integers(1, 7),
+    first=st.integers(0, 300),
+    window=st.integers(1, 60),
+)
+def test_the_replay_share_is_exact_in_every_window(share: Fraction, sequences: int, first: int, window: int) -> None:
+    found = BatchPlan(LENGTH, sequences, share, seed=0, stage_steps=(1000,))
+    slots = window * sequences
+    general = found.general_slots((first + window) * sequences) - found.general_slots(first * sequences)
+    assert abs(general - share * slots) < 1
+
+
+def test_the_rows_follow_the_interleaving_and_the_need_is_counted(tmp_path: Path) -> None:
+    found = plan(replay="1/4", sequences=3, steps=40)
+    batches = opened(tmp_path, found)
+    rows = [row for step in range(40) for row in batches.sequences(step)]
+    domain, general = (sum(corpus == n for corpus, _ in rows) for n in (0, 1))
+    assert (domain, general) == found.needed_sequences() == (90, 30)
+    assert [b.general_B.tolist() for b in (batches[0], batches[1])] == [[False, False, False], [True, False, False]]
+
+
+def test_each_epoch_takes_every_sequence_once_in_another_order(tmp_path: Path) -> None:
+    batches = opened(tmp_path, plan(replay="0", sequences=1, steps=60))
+    size = load_packing(tmp_path / "domain").num_sequences
+    order = [batches.sequences(step)[0][1] for step in range(3 * size)]
+    epochs = [order[n * size : (n + 1) * size] for n in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("micro", [1, 2, 5])
+def test_a_batch_depends_on_the_step_alone(tmp_path: Path, micro: int) -> None:
+    forward = opened(tmp_path, plan(sequences=5))
+    seen = [forward[step] for step in range(12)]
+    again = opened(tmp_path, plan(sequences=5))
+    for step in (11, 3, 7, 0):  # any order, any start
+        batch = again[step]
+        parts = [batch.rows(start, start + micro) for start in range(0, 5, micro)]
+        for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "general_B"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            assert np.array_equal(joined, getattr(seen[step], name))
+
+
+def test_a_step_past_the_end_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        opened(tmp_path, plan(steps=4))[4]
