@@ -1,0 +1,77 @@
+"""Cross-entropy from hidden states in chunks: the logits of a small model are its largest activation.
+
+Shapes: N positions, D hidden width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of the token losses; gradients are formed chunk by chunk in the forward pass, so no logits survive it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_N: torch.Tensor,
+        chunk: int,
+    ) -> torch.Tensor:
+        computed = hidden_ND.dtype
+        weight = weight_VD.to(computed)
+        bias = None if bias_V is None else bias_V.to(computed)
+        needs_gradient = torch.is_grad_enabled() or hidden_ND.requires_grad or weight_VD.requires_grad
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        grad_hidden = torch.empty_like(hidden_ND) if needs_gradient else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_gradient and bias_V is not None else None
+        for start in range(0, hidden_ND.shape[0], chunk):
+            hidden, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk]
+            logits = F.linear(hidden, weight, bias).float()
+            normaliser = logits.logsumexp(dim=-1)
+            target = logits.gather(1, labels[:, None]).squeeze(1)
+            total += (normaliser - target).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            # d loss / d logits = softmax - one-hot, made in place of the logits
+            gradient = logits.sub_(normaliser[:, None]).exp_()
+            gradient[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+            narrow = gradient.to(computed)
+            grad_hidden[start : start + chunk] = narrow @ weight
+            grad_weight += narrow.T @ hidden
+            if grad_bias is not None:
+                grad_bias += gradient.sum(dim=0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        scale = upstream[0]
+        return (
+            grad_hidden * scale.to(grad_hidden.dtype),
+            (grad_weight * scale).to(ctx.weight_dtype),
+            None if grad_bias is None else grad_bias * scale,
+            None,
+            None,
+        )
+
+
+def summed_loss(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    labels_N: torch.Tensor,
+    chunk: int,
+    bias_V: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the sum of the cross-entropies in nats (fp32 log-sum-exp) of already selected, labelled positions.
+
+    Divide by the labelled tokens of the whole global batch, not of this part (contract 4).
+    """
+    total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)  # type: ignore[no-untyped-call]
+    return total

@@ -1,0 +1,238 @@
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onward.errors import UserError
+from onward.model.source import describe
+from onward.recipe import Training
+from onward.signals import Interrupted
+from onward.training.record import Record, read_rows
+from onward.training.train import Stage, stage_name, train
+from synthetic import write_corpus, write_model
+
+DOMAIN = [5, 70, 32, 3, 18, 40, 9, 9, 100, 2, 31, 47] * 6
+GENERAL = [20, 64, 11, 7, 90] * 4
+
+
+def settings(**changes: Any) -> Training:
+    values: dict[str, Any] = {
+        "stages": [960, 1920],
+        "sequence_tokens": 48,
+        "batch_tokens": 192,
+        "micro_batch_sequences": 2,
+        "optimizer": {"learning_rate": 1e-3},
+        "forgetting": {"replay": "25%"},
+        "precision": "fp32",
+        "checkpoint_tokens": 384,
+    }
+    return Training.model_validate(values | changes)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model")
+    write_corpus(tmp_path / "domain", DOMAIN, 48)
+    write_corpus(tmp_path / "general", GENERAL, 48, seed=1)
+    return tmp_path
+
+
+def train_in(place: Path, name: str, training: Training | None = None, **more: Any) -> tuple[Stage, ...]:
+    return train(
+        training or settings(),
+        base=describe(place / "model"),
+        domain=place / "domain",
+        general=place / "general",
+        seed=3,
+        run_folder=place / name,
+        **more,
+    )
+
+
+def weights(stage: Stage) -> dict[str, torch.Tensor]:
+    return load_file(stage.folder / "state" / "weights.safetensors")
+
+
+def assert_same(a: Stage, b: Stage) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss_nats"]) for row in read_rows(run / "metrics.jsonl")]
+
+
+def test_each_stage_leaves_a_model_that_transformers_opens_and_the_loss_falls(place: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # One short text over and over: a model that learns at all learns it.
+    text = [np.append(np.arange(length - 1) % 7 + 60, 0).astype(np.uint16) for length in DOMAIN]
+    np.save(place / "domain" / "tokens-00000.npy", np.concatenate(text))
+    stages = train_in(place, "run", settings(optimizer={"learning_rate": 1e-2}, forgetting={"replay": None}))
+    assert [stage.folder.name for stage in stages] == ["tokens-000000960", "tokens-000001920"]
+    model = AutoModelForCausalLM.from_pretrained(stages[1].model)
+    assert len(AutoTokenizer.from_pretrained(stages[1].model)) == 257
+    trained = weights(stages[1])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, trained[name]), name
+    curve = [loss for _, loss in losses(place / "run")]
+    assert len(curve) == 10
+    assert curve[-1] < curve[0] - 1
+
+
+def test_a_second_call_does_nothing(place: Path) -> None:
+    first = train_in(place, "run")
+    before = (first[-1].folder / "manifest.json").stat().st_mtime_ns
+    assert train_in(place, "run") == first
+    assert (first[-1].folder / "manifest.json").stat().st_mtime_ns == before
+    assert len(losses(place / "run")) == 10
+
+
+def test_stage_by_stage_equals_all_at_once_to_the_bit(place: Path) -> None:
+    whole = train_in(place, "whole")
+    train_in(place, "parts", until_stage=1)
+    parts = train_in(place, "parts")
+    assert_same(whole[1], parts[1])
+    assert losses(place / "whole") == losses(place / "parts")
+
+
+@pytest.mark.parametrize("after", [1, 4, 7])
+def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_bits(place: Path, after: int) -> None:
+    whole = train_in(place, "whole")
+
+    class Interrupt:
+        calls = 0
+
+        def begin(self, title: str, total: int | None, unit: str) -> None: ...
+        def note(self, text: str) -> None: ...
+        def advance(self, done: int, facts: str = "") -> None:
+            self.calls += 1
+            if self.calls == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        train_in(place, "stopped", progress=Interrupt())
+    assert (stopped.value.step, stopped.value.code) == (after, 143)
+    resumed = train_in(place, "stopped")
+    assert_same(whole[1], resumed[1])
+    assert losses(place / "whole") == losses(place / "stopped")
+
+
+def test_kill_9_at_any_moment_loses_only_steps_since_the_last_state(place: Path) -> None:
+    whole = train_in(place, "whole")
+    metrics, killed = place / "killed" / "metrics.jsonl", 0
+    for attempt in range(12):
+        # Forked: a child needs no second import of torch, so many kills cost little.
+        child = multiprocessing.get_context("fork").Process(target=train_in, args=(place, "killed"))
+        child.start()
+        while child.is_alive() and killed < 5:
+            if metrics.exists() and len(read_rows(metrics)) >= 1 + 2 * attempt:
+                child.kill()
+                killed += 1
+                break
+            time.sleep(0.001)
+        child.join()
+        if child.exitcode == 0:
+            break
+    assert killed >= 3
+    resumed = train_in(place, "killed")
+    assert_same(whole[1], resumed[1])
+    assert losses(place / "whole") == losses(place / "killed")
+
+
+def test_removing_the_last_manifest_redoes_the_last_part_only(place: Path) -> None:
+    first = train_in(place, "run")
+    before = weights(first[1])
+    kept = (first[0].folder / "manifest.json").stat().st_mtime_ns
+    (first[1].folder / "manifest.json").unlink()
+    again = train_in(place, "run")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(again[1]).items())
+    assert (first[0].folder / "manifest.json").stat().st_mtime_ns == kept
+    events = [row["event"] for row in read_rows(place / "run" / "events.jsonl")]
+    assert events.count("start") == 1
+    assert events.count("resume") == 1
+
+
+def test_the_micro_batch_may_change_on_resume_but_not_the_learning_rate(place: Path) -> None:
+    whole = train_in(place, "whole")
+    train_in(place, "changed", until_stage=1)
+    changed = train_in(place, "changed", settings(micro_batch_sequences=3))
+    for name, tensor in weights(whole[1]).items():
+        torch.testing.assert_close(weights(changed[1])[name], tensor, rtol=1e-4, atol=1e-6)
+    train_in(place, "other", until_stage=1)
+    with pytest.raises(UserError, match=r"training\.optimizer\.learning_rate: was 0\.001, is 0\.002"):
+        train_in(place, "other", settings(optimizer={"learning_rate": 2e-3}))
+
+
+def test_a_stage_can_be_added_after_the_run_was_over(place: Path) -> None:
+    whole = train_in(place, "whole")
+    train_in(place, "extended", settings(stages=[960]))
+    extended = train_in(place, "extended")
+    assert_same(whole[1], extended[1])
+
+
+def test_a_loss_that_is_not_a_number_stops_and_leaves_the_last_checkpoint(place: Path) -> None:
+    with pytest.raises(UserError, match="not a number") as caught:
+        train_in(place, "run", settings(optimizer={"learning_rate": 1e30, "clip_norm": None}))
+    assert "sequence" in str(caught.value)
+    names = (
+        [p.name for p in (place / "run" / "checkpoints").glob("*")] if (place / "run" / "checkpoints").exists() else []
+    )
+    for name in names:
+        state = load_file(place / "run" / "checkpoints" / name / "state" / "weights.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_only_the_newest_states_are_kept(place: Path) -> None:
+    train_in(place, "run", settings(keep_checkpoints=1, checkpoint_tokens=192))
+    left = sorted(p.name for p in (place / "run" / "checkpoints").iterdir())
+    assert left == ["step-00000009", "tokens-000000960", "tokens-000001920"]
+
+
+def test_the_record_holds_every_step_once_with_its_figures(place: Path) -> None:
+    train_in(place, "run")
+    rows = read_rows(place / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(10))
+    assert [row["tokens"] for row in rows] == [192 * (n + 1) for n in range(10)]
+    assert sum(row["replay_sequences"] for row in rows) == 10
+    assert all(row["labelled_tokens"] <= 192 and row["memory_bytes"] > 0 for row in rows)
+    check = next(row for row in read_rows(place / "run" / "events.jsonl") if row["event"] == "check")
+    assert check["packed_loss_nats"] == pytest.approx(check["base_loss_nats"], rel=1e-4)
+
+
+def test_a_record_cut_by_a_kill_goes_on_where_the_state_is(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"step": n, "loss_nats": 1.0}) + "\n" for n in range(5))
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 5, "lo')
+    Record(tmp_path, first_step=3).close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+def test_training_off_the_main_thread_leaves_signals_alone(place: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=train_in, args=(place, "run", settings(stages=[960])))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (place / "run" / "checkpoints" / "tokens-000000960" / "manifest.json").exists()
+
+
+def test_tensorboard_missing_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="TensorBoard is not installed"):
+        train_in(place, "run", settings(tensorboard=True))
+
+
+@pytest.mark.parametrize(("tokens", "name"), [(400_000_000, "000400M"), (10**9, "001000M"), (655_360, "000655360")])
+def test_stage_names_sort_and_are_exact(tokens: int, name: str) -> None:
+    assert stage_name(tokens) == name
