@@ -1,0 +1,1 @@
+"""Scores of a model: held-out bits per byte and benchmark tasks."""

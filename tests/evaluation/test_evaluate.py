@@ -1,0 +1,196 @@
+"""The step from end to end on the packaged tiny model, and its agreement with lm-eval."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from onward.artifact import Folders, building
+from onward.errors import UserError
+from onward.evaluation import evaluate as step
+from onward.evaluation.evaluate import base_scores_folder, evaluate
+from onward.evaluation.harness import score_task, standard_error
+from onward.evaluation.heldout import score_held_out
+from onward.evaluation.scores import read_items, read_scores
+from onward.model.load import load_model
+from onward.model.source import TINY, resolve
+from onward.model.tokenizer import read_tokenizer
+from onward.progress import Silent
+from onward.recipe import Evaluation
+from onward.tasks import load_items
+
+TEXTS = [
+    "The river ran past the mill, and the children watched the water turn the wheel.",
+    "It was late in the evening when the letter came, and nobody dared to open it.",
+    "Ein kurzer Satz mit Umlauten: äöü.",
+    "She said that she would come again in the morning. " * 60,
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "corpora" / "abc"
+    with building(folder, "corpus", {"source": "test"}) as aside:
+        rows = [
+            {"id": f"d{n}", "source": "s", "group": f"g{n // 2}", "text": text, "bytes": len(text.encode())}
+            for n, text in enumerate(TEXTS)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), aside / "held_out.parquet")
+    return folder
+
+
+@pytest.fixture
+def settings(shared_data: Path) -> Evaluation:
+    bench = str(shared_data / "bench")
+    return Evaluation(tasks=("piqa", "mmlu"), data=bench, limit=12, held_out_tokens=None, resamples=200)  # type: ignore[call-arg]
+
+
+def test_scores_and_reruns_without_the_model(
+    corpus: Path, settings: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"evaluation": settings, "held_out": {"domain": corpus}, "seed": 0}
+    folder = base_scores_folder(Folders(tmp_path / "cache", tmp_path), resolve(TINY), **inputs)
+    assert folder.parent == tmp_path / "cache" / "scores"
+    scores = evaluate(resolve(TINY), folder=folder, **inputs)
+    assert scores == read_scores(folder)
+    (text,) = scores.held_out
+    assert (text.documents, text.bytes) == (4, sum(len(t.encode()) for t in TEXTS))
+    assert text.low <= text.bits_per_byte <= text.high
+    assert text.bits_per_byte == pytest.approx(text.nats / math.log(2) / text.bytes)
+    table = read_items(folder).to_pylist()
+    documents = [row for row in table if row["task"] == "held_out:domain"]
+    assert sum(row["nats"] for row in documents) == pytest.approx(text.nats)
+    assert [row["group"] for row in documents] == ["g0", "g0", "g1", "g1"]
+    for task in scores.tasks:
+        rows = [row for row in table if row["task"] == task.task]
+        assert len(rows) == task.items == 12
+        assert np.mean([row["correct"] for row in rows]) == task.acc
+        assert all(row["predicted"] == int(np.argmax(row["logprobs"])) for row in rows)
+        assert (task.acc_norm is None) == (rows[0]["correct_norm"] is None) == (task.task == "mmlu")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a finished evaluation needs no model and no items")
+
+    monkeypatch.setattr("onward.model.load.load_model", refuse)
+    monkeypatch.setattr("onward.tasks.load_items", refuse)
+    assert evaluate(resolve(TINY).folder, folder=folder, **inputs) == scores
+    other = inputs | {"evaluation": settings.model_copy(update={"limit": 13})}
+    with pytest.raises(UserError, match="limit: was 12, is 13"):
+        evaluate(resolve(TINY), folder=folder, **other)
+
+
+def test_a_kill_leaves_nothing_and_the_next_run_all(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"evaluation": Evaluation(tasks=()), "held_out": {"general": corpus}, "seed": 0}  # type: ignore[call-arg]
+    with monkeypatch.context() as patched:
+
+        def killed(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(step, "write_scores", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert not (tmp_path / "scores").exists()
+    assert evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs).held_out[0].corpus == "general"
+
+
+def test_held_out_stops_at_the_token_budget(corpus: Path) -> None:
+    source = resolve(TINY)
+    model, tokenizer = load_model(source), read_tokenizer(source.folder)
+    lengths = [len(ids) for ids in tokenizer.encode_batch(TEXTS)]
+
+    def score(tokens: int | None) -> tuple[int, int]:
+        facts = {"batch_tokens": 512, "resamples": 100, "seed": 0, "progress": Silent()}
+        text, _ = score_held_out(model, tokenizer, "domain", corpus / "held_out.parquet", tokens=tokens, **facts)
+        return text.documents, text.tokens
+
+    assert score(1) == (1, lengths[0])
+    assert score(lengths[0]) == (1, lengths[0])
+    assert score(lengths[0] + 1) == (2, sum(lengths[:2]))
+    assert score(None) == (4, sum(lengths))
+
+
+def test_errors_say_where(corpus: Path, shared_data: Path, tmp_path: Path) -> None:
+    none = Evaluation(tasks=())  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="not prepared"):
+        evaluate(resolve(TINY), evaluation=none, held_out={"domain": tmp_path}, folder=tmp_path / "s", seed=0)
+    source = resolve(TINY)
+    model, tokenizer = load_model(source), read_tokenizer(source.folder)
+    items = load_items(["piqa"], shared_data / "bench", 2)["piqa"]
+    empty = replace(items.items[1], requests=(("a", ""), ("a", " b")))
+    score: Callable[..., object] = score_task
+    with pytest.raises(UserError, match=r"piqa, item 1[\s\S]*0 tokens"):
+        score(model, tokenizer, replace(items, items=(items.items[0], empty)), batch_tokens=512, progress=Silent())
+    model.model.norm.weight.data[0] = math.nan
+    with pytest.raises(UserError, match="piqa, item 0"):
+        score(model, tokenizer, items, batch_tokens=512, progress=Silent())
+    facts = {"tokens": None, "batch_tokens": 512, "resamples": 100, "seed": 0, "progress": Silent()}
+    with pytest.raises(UserError, match="document d0"):
+        score_held_out(model, tokenizer, "domain", corpus / "held_out.parquet", **facts)
+
+
+def test_standard_errors_are_those_of_the_harness() -> None:
+    from lm_eval.api.metrics import mean_stderr, pooled_sample_stderr
+
+    generator = np.random.default_rng(0)
+    parts = [generator.integers(2, size=size).astype(float) for size in (7, 12, 5)]
+    whole, subjects = np.concatenate(parts), [str(n) for n, part in enumerate(parts) for _ in part]
+    expected = pooled_sample_stderr([mean_stderr(part.tolist()) for part in parts], [len(part) for part in parts])
+    assert standard_error(whole, subjects) == pytest.approx(expected)
+    assert standard_error(parts[0], [None] * 7) == pytest.approx(mean_stderr(parts[0].tolist()))
+    assert math.isnan(standard_error(parts[0][:2], ["a", "b"]))
+
+
+@pytest.mark.parametrize("context", [1024, 80])
+def test_same_scores_as_lm_eval(shared_data: Path, context: int) -> None:
+    """Item by item, on all seven tasks; with a context of 80 tokens many are cut."""
+    pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
+
+    from onward.recipe import TASKS
+    from onward.tasks.harness import definitions, open_task
+    from onward.tasks.local import read_local
+
+    source = resolve(TINY)
+    model, tokenizer = load_model(source), read_tokenizer(source.folder)
+    model.config.max_position_embeddings = context
+    names = [name for name in TASKS if name != "mmlu"] + ["mmlu_anatomy"]
+    count = 6
+    tasks = []
+    for name in names:
+        (definition,) = definitions(name)
+        splits = read_local(definition.dataset, definition.subset, shared_data / "bench")
+        tasks.append(open_task(definition, {split: rows[:count] for split, rows in splits.items()}))
+    peer = HFLM(model, tokenizer=AutoTokenizer.from_pretrained(source.folder), batch_size=4, max_length=context)
+    manager = TaskManager(include_defaults=False)
+    results = simple_evaluate(peer, tasks=tasks, task_manager=manager, log_samples=True, bootstrap_iters=10)
+    ours = load_items(names, shared_data / "bench", count)
+    truncated = 0
+    for name in names:
+        score, rows = score_task(model, tokenizer, ours[name], batch_tokens=512, progress=Silent())
+        theirs = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+        for row, sample in zip(rows, theirs, strict=True):
+            expected = [float(answer[0][0]) for answer in sample["resps"]]
+            assert row.logprobs == pytest.approx(expected, abs=1e-3), (name, row.item)
+        summary = results["results"][name]
+        assert score.acc == pytest.approx(summary["acc,none"])
+        assert score.acc_stderr == pytest.approx(summary["acc_stderr,none"])
+        assert score.acc_norm == pytest.approx(summary["acc_norm,none"]) if "acc_norm,none" in summary else True
+        assert (score.acc_norm is None) == ("acc_norm,none" not in summary)
+        truncated += score.truncated
+    assert (truncated > 0) == (context == 80)
