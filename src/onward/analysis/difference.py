@@ -1,0 +1,47 @@
+"""What a comparison of two models says: one row for each measure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["gained", "lost", "not distinguishable", "at chance"]
+
+BITS_PER_BYTE = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure of the same items before and after.
+
+    name: `domain`, `general` or a task. metric: `bits per byte` (lower is better), `acc` or `acc_norm` (shares of
+    1, higher is better). delta: after - before, with its 95 % interval low..high. p_value: exact McNemar, p_adjusted:
+    after Holm over all task rows of the comparison; both None for text, whose verdict rests on the interval.
+    items: documents or questions. right_to_wrong, wrong_to_right: questions that changed, None for text.
+    """
+
+    name: str
+    metric: str
+    before: float
+    after: float
+    delta: float
+    low: float
+    high: float
+    p_value: float | None
+    p_adjusted: float | None
+    verdict: Verdict
+    items: int
+    right_to_wrong: int | None
+    wrong_to_right: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All differences between two models, text first, then tasks, and the same in plain words."""
+
+    before: str
+    after: str
+    differences: tuple[Difference, ...]
+    summary: tuple[str, ...]
+
+    def find(self, name: str) -> Difference | None:
+        """Return the first difference of this name (a corpus or a task), None when it was not scored."""
+        return next((difference for difference in self.differences if difference.name == name), None)

@@ -1,0 +1,122 @@
+"""Findings in plain words: the sentences and numbers of the report and of the terminal."""
+
+import math
+from collections.abc import Sequence
+
+from onward.analysis.difference import BITS_PER_BYTE, Comparison, Difference
+
+TITLES = {
+    "domain": "Domain text",
+    "general": "General text",
+    "mmlu": "MMLU",
+    "arc_easy": "ARC easy",
+    "arc_challenge": "ARC challenge",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+}
+MINUS = "\N{MINUS SIGN}"
+ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+def title(name: str) -> str:
+    """Return the name a reader knows a corpus or task by; an unknown one is its own title."""
+    return TITLES.get(name, name)
+
+
+def number(value: float, decimals: int, sign: bool = False) -> str:
+    """Write a number with a true minus sign and thousands separators; `sign` also writes the plus."""
+    if math.isnan(value):
+        return "unknown"
+    text = f"{value:{'+' if sign else ''},.{decimals}f}"
+    if not text.strip("+-0.,"):
+        text = text.lstrip("+-")  # a rounded zero has no direction
+    return text.replace("-", MINUS)
+
+
+def percent(share: float) -> str:
+    """Write a share of 1 as a percentage: 0.2312 -> `23.1 %`."""
+    return f"{number(100 * share, 1)} %"
+
+
+def p_text(p_value: float) -> str:
+    """Write a p-value: `0.034`, `0.2`, `< 0.001`."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.1f}"
+
+
+def decimals_for(low: float, high: float) -> int:
+    """Return the decimals (2 to 4) at which an interval in bits per byte shows two digits of its own width."""
+    width = high - low
+    return 2 if math.isnan(width) or width >= 0.02 else 3 if width >= 0.002 else 4
+
+
+def values_text(difference: Difference) -> tuple[str, str]:
+    """Write the values before and after, in their unit."""
+    if difference.metric == BITS_PER_BYTE:
+        decimals = decimals_for(difference.low, difference.high)
+        return number(difference.before, decimals), number(difference.after, decimals)
+    return percent(difference.before), percent(difference.after)
+
+
+def change_text(difference: Difference) -> tuple[str, str]:
+    """Write the change and its interval: bits per byte as they are, scores in points of a percentage."""
+    scale, decimals = (1, decimals_for(difference.low, difference.high))
+    if difference.metric != BITS_PER_BYTE:
+        scale, decimals = 100, 1
+    if math.isnan(difference.low):
+        return number(scale * difference.delta, decimals, sign=True), "unknown"
+    low, high = (number(scale * end, decimals, sign=True) for end in (difference.low, difference.high))
+    return number(scale * difference.delta, decimals, sign=True), f"{low} to {high}"
+
+
+def sentence(difference: Difference) -> str:
+    """Say one difference: values, change with its interval, verdict."""
+    before, after = values_text(difference)
+    change, interval = change_text(difference)
+    named = title(difference.name)
+    if difference.metric == BITS_PER_BYTE:
+        what = f"{before} {ARROW} {after} bits per byte ({change}, 95 % interval {interval})"
+    else:
+        named = f"{named} ({difference.metric})"
+        test = "" if difference.p_adjusted is None else f", p {_equals(p_text(difference.p_adjusted))} after Holm"
+        rates = f"{before} {ARROW} {after} of {difference.items:,} items"
+        what = f"{rates} ({change} points, 95 % interval {interval}{test})"
+    return f"{named}: {what}: {difference.verdict}."
+
+
+def _equals(text: str) -> str:
+    return text if text.startswith("<") else f"= {text}"
+
+
+def headline(comparison: Comparison) -> str:
+    """Say in one sentence what became of the domain and of general text."""
+    domain, general = (None if row is None else row.verdict for row in map(comparison.find, ("domain", "general")))
+    firsts: dict[str | None, str] = {
+        None: "The domain text was not scored",
+        "gained": "The model gained on the domain",
+        "lost": "The model became worse on the domain",
+        "not distinguishable": "No change on the domain can be told from chance",
+    }
+    seconds: dict[str | None, str] = {
+        None: "general text was not scored",
+        "gained": "general text became easier as well",
+        "lost": "general text became harder for it",
+        "not distinguishable": "no change on general text can be told from chance",
+    }
+    joint = {"gained": ", and ", "lost": ", and " if domain == "lost" else ", but "}.get(general or "", "; ")
+    return f"{firsts[domain]}{joint}{seconds[general]}."
+
+
+def task_tally(differences: Sequence[Difference]) -> str | None:
+    """Count the task rows by verdict: `Tasks: 1 gained (MMLU acc), 10 not distinguishable`; None without tasks."""
+    tasks = [row for row in differences if row.metric != BITS_PER_BYTE]
+    if not tasks:
+        return None
+    parts = []
+    for verdict in ("gained", "lost", "not distinguishable", "at chance"):
+        named = [f"{title(row.name)} {row.metric}" for row in tasks if row.verdict == verdict]
+        if named:
+            names = f" ({', '.join(named)})" if verdict in ("gained", "lost") else ""
+            parts.append(f"{len(named)} {verdict}{names}")
+    return f"Task scores, {len(tasks)} in all: {', '.join(parts)}."

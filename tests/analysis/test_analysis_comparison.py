@@ -1,0 +1,199 @@
+"""Comparisons of two scorings: facts planted in the items come out as differences and verdicts."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onward.analysis import compare, headline, sentence
+from onward.analysis.comparison import at_chance, task_verdict
+from onward.errors import UserError
+from onward.evaluation.scores import ItemRow, Scores, TaskScore, write_scores
+from onward.statistics import Interval
+
+
+def text_rows(corpus: str, bits_per_byte: float, documents: int = 40, group_of: int = 1) -> list[ItemRow]:
+    generator = np.random.default_rng(4)
+    size = generator.integers(100, 2000, documents)
+    hardness = generator.normal(0, 0.3, documents)
+    nats = (bits_per_byte + hardness) * size * np.log(2)
+    return [
+        ItemRow(f"held_out:{corpus}", None, f"d{i}", f"g{i // group_of}", nats=float(nats[i]), bytes=int(size[i]))
+        for i in range(documents)
+    ]
+
+
+def task_rows(task: str, right: list[bool] | np.ndarray, norm: list[bool] | np.ndarray | None = None) -> list[ItemRow]:
+    return [
+        ItemRow(
+            task,
+            None,
+            f"q{i:05d}",
+            f"q{i:05d}",
+            gold=i % 4,
+            correct=bool(value),
+            correct_norm=None if norm is None else bool(norm[i]),
+        )
+        for i, value in enumerate(right)
+    ]
+
+
+def write(folder: Path, rows: list[ItemRow], chance: float = 0.25, items_hash: str = "h", fewshot: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    names = dict.fromkeys(row.task for row in rows if not row.task.startswith("held_out:"))
+    tasks = [TaskScore(n, 9, 9, items_hash, fewshot, chance, 0.0, 0.0, None, None, 0) for n in names]
+    write_scores(folder, Scores(folder.name, (), tuple(tasks), 1.0), rows)
+    return folder
+
+
+def pair(tmp_path: Path, before: list[ItemRow], after: list[ItemRow], chance: float = 0.25):
+    return compare(write(tmp_path / "before", before, chance), write(tmp_path / "after", after, chance), 300, 0)
+
+
+def test_text_gain_and_loss_with_their_numbers(tmp_path):
+    before = text_rows("domain", 2.31) + text_rows("general", 1.5)
+    after = text_rows("domain", 1.98) + text_rows("general", 1.6)
+    comparison = pair(tmp_path, before, after)
+    domain, general = comparison.find("domain"), comparison.find("general")
+    assert domain.delta == pytest.approx(-0.33)
+    assert (domain.verdict, general.verdict) == ("gained", "lost")
+    assert domain.p_value is None
+    assert domain.items == 40
+    assert (comparison.before, comparison.after) == ("before", "after")
+    assert headline(comparison) == "The model gained on the domain, but general text became harder for it."
+
+
+def test_bits_per_byte_is_total_over_total(tmp_path):
+    rows = [
+        ItemRow("held_out:domain", None, "a", "a", nats=8 * np.log(2), bytes=4),
+        ItemRow("held_out:domain", None, "b", "b", nats=2 * np.log(2), bytes=6),
+    ]
+    assert pair(tmp_path, rows, rows).find("domain").before == pytest.approx(1.0)
+
+
+def test_noise_on_text_is_not_distinguishable(tmp_path):
+    before = text_rows("domain", 2.0)
+    noise = np.random.default_rng(1).normal(0, 30, len(before))
+    after = [dataclasses.replace(row, nats=row.nats + shift) for row, shift in zip(before, noise, strict=True)]
+    assert pair(tmp_path, before, after).find("domain").verdict == "not distinguishable"
+
+
+def test_groups_of_documents_widen_the_interval(tmp_path):
+    generator = np.random.default_rng(2)
+    shared = np.repeat(generator.normal(0, 200, 10), 10)
+
+    def width(group_of: int) -> float:
+        before = text_rows("domain", 2.0, 100, group_of)
+        after = [dataclasses.replace(row, nats=row.nats + s) for row, s in zip(before, shared, strict=True)]
+        found = pair(tmp_path, before, after).find("domain")
+        return found.high - found.low
+
+    assert width(10) > 2 * width(1)
+
+
+def test_task_gain_counts_the_flips_and_agrees_with_the_rates(tmp_path):
+    before = np.arange(400) % 2 == 0
+    after = before | (np.arange(400) < 100)
+    after[398] = False
+    row = pair(tmp_path, task_rows("arc_easy", before), task_rows("arc_easy", after)).find("arc_easy")
+    assert (row.right_to_wrong, row.wrong_to_right) == (1, 50)
+    assert row.delta == pytest.approx(49 / 400)
+    assert row.verdict == "gained"
+
+
+def test_acc_norm_is_a_row_only_where_every_item_has_it(tmp_path):
+    right = np.arange(40) % 2 == 0
+    rows = task_rows("piqa", right, ~right) + task_rows("boolq", right)
+    comparison = pair(tmp_path, rows, rows, 0.5)
+    assert [(d.name, d.metric) for d in comparison.differences] == [
+        ("piqa", "acc"),
+        ("piqa", "acc_norm"),
+        ("boolq", "acc"),
+    ]
+
+
+def test_holm_takes_back_what_many_tasks_would_find_by_chance(tmp_path):
+    before = np.arange(300) < 210
+    after = before.copy()
+    after[210:219] = True
+    after[0] = False  # 1 against 9: p = 0.021 alone
+    names = [f"task{i}" for i in range(6)]
+    first = [row for name in names for row in task_rows(name, before)]
+    second = [row for name in names for row in task_rows(name, after if name == "task0" else before)]
+    alone = pair(tmp_path, task_rows("task0", before), task_rows("task0", after)).find("task0")
+    among = pair(tmp_path, first, second).find("task0")
+    assert alone.p_value == among.p_value == pytest.approx(22 / 1024)
+    assert alone.verdict == "gained"
+    assert among.p_adjusted == pytest.approx(6 * 22 / 1024)
+    assert among.verdict == "not distinguishable"
+
+
+def test_two_guesses_are_at_chance_even_when_the_guesses_changed(tmp_path):
+    before = np.arange(1000) % 100 < 23
+    after = np.arange(1000) % 100 >= 73
+    row = pair(tmp_path, task_rows("mmlu", before), task_rows("mmlu", after)).find("mmlu")
+    assert row.verdict == "at chance"
+    assert not at_chance(np.arange(1000) < 300, 0.25)
+    assert at_chance(np.arange(1000) < 300, 0.3)
+
+
+def test_a_score_that_leaves_chance_is_a_gain(tmp_path):
+    before, after = np.arange(1000) < 250, np.arange(1000) < 400
+    assert pair(tmp_path, task_rows("mmlu", before), task_rows("mmlu", after)).find("mmlu").verdict == "gained"
+
+
+def test_a_verdict_needs_both_the_test_and_the_interval():
+    assert task_verdict(Interval(0.02, 0.01, 0.03), 0.2) == "not distinguishable"
+    assert task_verdict(Interval(0.02, -0.01, 0.05), 0.001) == "not distinguishable"
+    assert task_verdict(Interval(0.02, float("nan"), float("nan")), 0.001) == "not distinguishable"
+    assert task_verdict(Interval(-0.02, -0.03, -0.01), 0.001) == "lost"
+
+
+def test_the_order_of_the_items_does_not_matter(tmp_path):
+    before, after = text_rows("domain", 2.0), text_rows("domain", 1.8)
+    straight = pair(tmp_path, before, after)
+    assert pair(tmp_path, before, after[::-1]) == straight
+
+
+def test_the_same_scores_show_no_difference(tmp_path):
+    rows = text_rows("domain", 2.0) + task_rows("arc_easy", np.arange(100) < 60)
+    comparison = pair(tmp_path, rows, rows)
+    assert {d.delta for d in comparison.differences} == {0.0}
+    assert {d.verdict for d in comparison.differences} == {"not distinguishable"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[1:], "only before"),
+        (lambda rows: [*rows, dataclasses.replace(rows[0], item="new")], "new"),
+        (lambda rows: [dataclasses.replace(rows[0], bytes=1), *rows[1:]], "bytes differs"),
+        (lambda rows: rows + task_rows("piqa", [True]), "piqa"),
+    ],
+)
+def test_other_items_are_refused_and_named(tmp_path, change, words):
+    rows = text_rows("domain", 2.0)
+    with pytest.raises(UserError, match="not scored on the same items") as caught:
+        pair(tmp_path, rows, change(rows))
+    assert words in str(caught.value)
+
+
+def test_other_settings_are_refused(tmp_path):
+    rows = task_rows("mmlu", [True, False])
+    before, after = write(tmp_path / "a", rows), write(tmp_path / "b", rows, fewshot=5)
+    with pytest.raises(UserError) as caught:
+        compare(before, after, 100, 0)
+    assert "5-shot" in str(caught.value)
+    with pytest.raises(UserError):
+        compare(before, write(tmp_path / "b", rows, items_hash="other"), 100, 0)
+
+
+def test_sentences_are_plain_words(tmp_path):
+    comparison = pair(tmp_path, text_rows("domain", 2.31), text_rows("domain", 1.98))
+    domain = dataclasses.replace(comparison.find("domain"), before=2.31, after=1.98, low=-0.352, high=-0.309)
+    expected = "Domain text: 2.31 → 1.98 bits per byte (−0.33, 95 % interval −0.35 to −0.31): gained."
+    assert sentence(domain) == expected
+    right = np.arange(400) < 200
+    task = pair(tmp_path, task_rows("boolq", right), task_rows("boolq", right), 0.9).summary[0]
+    assert task.startswith("BoolQ (acc): 50.0 % → 50.0 % of 400 items (0.0 points, 95 % interval 0.0 to 0.0, p = 1.0")
