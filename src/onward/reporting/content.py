@@ -1,0 +1,233 @@
+"""What the report says, before it is a page: sentences, tables and facts, all formatted for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onward.analysis import Comparison, sentence
+from onward.analysis.difference import BITS_PER_BYTE
+from onward.analysis.wording import percent, task_tally, title
+from onward.recipe import format_seconds, format_tokens
+from onward.reporting.figures import Figure
+from onward.reporting.run_files import CorpusFacts, RunFiles
+from onward.reporting.summary import StageSummary
+
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text. numeric: which columns are set to the right. verdict: the column that is coloured, if any."""
+
+    caption: str
+    headers: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+    verdict: int | None = None
+
+
+@dataclass(frozen=True)
+class FactList:
+    """Named facts under a heading."""
+
+    heading: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """The whole report in reading order; HTML and Markdown only dress it."""
+
+    name: str
+    headline: str
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...]
+    comparisons: tuple[Table, ...]
+    reading_help: str
+    forests: tuple[Figure, ...]
+    run: FactList
+    training: Figure | None
+    training_notes: tuple[str, ...]
+    ledgers: tuple[Table, ...]
+    ledger_notes: tuple[str, ...]
+    checkpoints: Table | None
+    environment: FactList
+    fingerprints: FactList
+    recipe: str
+
+
+READING_HELP = (
+    "Bits per byte says how many bits the model needs for a byte of text it never saw: lower is better, and models "
+    "with different tokenizers can be compared. Every comparison is of the same documents or questions before and "
+    "after. Gained and lost are said only where the 95 % interval of the difference excludes zero and, for tasks, the "
+    "exact McNemar test holds after Holm's correction over all task rows (p below 0.05). At chance: neither score can "
+    "be told from guessing. Not distinguishable: the difference may well be zero."
+)
+
+
+def comparison_table(stage: StageSummary) -> Table:
+    """Return the before/after table of a stage; the columns of flips and p-values only where tasks were scored."""
+    tasks = any(row.flips for row in stage.rows)
+    headers = ["measure", "metric", "items", "before", "after", "change", "95 % interval"]
+    headers += ["p (Holm)", "to right / to wrong"] if tasks else []
+    body = []
+    for row in stage.rows:
+        extra = [row.p_value, row.flips] if tasks else []
+        body.append(
+            (row.name, row.metric, row.items, row.before, row.after, row.change, row.interval, *extra, row.verdict)
+        )
+    numeric = (False, False, *(True for _ in headers[2:]), False)
+    return Table(stage.title, (*headers, "verdict"), numeric, tuple(body), verdict=len(headers))
+
+
+def finding_sentences(comparison: Comparison) -> tuple[str, ...]:
+    """Say the text differences and every task that changed, then count the tasks by verdict."""
+    shown = [d for d in comparison.differences if d.metric == BITS_PER_BYTE or d.verdict in ("gained", "lost")]
+    tally = task_tally(comparison.differences)
+    return (*map(sentence, shown), *([tally] if tally else []))
+
+
+def missing_notes(run: RunFiles) -> tuple[str, ...]:
+    """Say which parts of the run are not there, and so not in the report."""
+    notes = []
+    done = {tokens for tokens, _ in run.stage_scores}
+    stages = run.recipe.training.stages
+    finished = any(event.get("event") == "finished" for event in run.events)
+    if not run.metrics:
+        notes.append("Training has not started.")
+    elif not finished:
+        reached = run.metrics[-1].get("tokens", 0)
+        notes.append(f"Training has not finished: {reached:,} of {stages[-1]:,} tokens. Run the same command to go on.")
+    if run.base_scores is None:
+        notes.append("The base model has not been scored yet, so there is no before.")
+    waiting = [format_tokens(tokens) for tokens in stages if tokens not in done]
+    if waiting:
+        notes.append(f"Not scored yet: the end of {_listed(waiting)} tokens.")
+    if run.recipe.general is None:
+        notes.append("There is no general corpus in the recipe: what happened to general text was not measured.")
+    if not run.recipe.evaluation.tasks:
+        notes.append("No benchmark tasks were asked for: the findings rest on held-out text.")
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def run_facts(run: RunFiles) -> FactList:
+    """What was run: command, base, tokens, steps, time."""
+    recipe, plan = run.recipe, run.plan
+    base = f"{run.base.name}{f' at revision {run.base.revision}' if run.base.revision else ''}"
+    seconds = sum(float(row.get("seconds") or 0) for row in run.metrics)
+    facts = [
+        ("command", run.environment.command or NOT_RECORDED),
+        ("started", run.environment.started or NOT_RECORDED),
+        ("base model", base),
+        ("its licence", run.base.license or NOT_RECORDED),
+        ("parameters", f"{plan.parameters:,}" if plan.parameters else NOT_RECORDED),
+        ("seed", str(recipe.seed)),
+        ("stages", f"{_listed([format_tokens(tokens) for tokens in recipe.training.stages])} tokens, cumulative"),
+    ]
+    if run.metrics:
+        last = run.metrics[-1]
+        tokens = int(last["tokens"])
+        facts.append(("trained on", f"{tokens:,} tokens in {len(run.metrics):,} steps{_of_planned(plan.steps)}"))
+        facts.append(("training time", format_seconds(seconds)))
+        facts.append(("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else NOT_RECORDED))
+        facts.append(("peak memory", size_text(max(int(row.get("memory_bytes") or 0) for row in run.metrics))))
+    if plan.sequence_tokens and plan.step_tokens:
+        facts.append(
+            ("step", f"{plan.step_tokens:,} tokens: {plan.sequences_per_step} sequences of {plan.sequence_tokens:,}")
+        )
+    facts.append(("replay of general text", f"{plan.replay_share} of the tokens" if plan.replay_share else "none"))
+    for name, passes in (("domain", plan.domain_repetition), ("general", plan.general_repetition)):
+        if passes:
+            facts.append((f"passes over {name} text", f"{passes:.2f}"))
+    return FactList("What was run", tuple(facts))
+
+
+def _of_planned(steps: Sequence[int]) -> str:
+    return f" of {steps[-1]:,} planned" if steps else ""
+
+
+def training_notes(run: RunFiles, skipped: int) -> tuple[str, ...]:
+    """Say what a curve does not show: resumptions and steps without a loss."""
+    notes = []
+    resumed = sum(event.get("event") == "resume" for event in run.events)
+    if resumed:
+        notes.append(f"Training was resumed {resumed} {'time' if resumed == 1 else 'times'} from a checkpoint.")
+    if skipped:
+        notes.append(f"{skipped} {'step' if skipped == 1 else 'steps'} had no finite loss and are not drawn.")
+    return tuple(notes)
+
+
+def ledger_tables(corpus: CorpusFacts) -> tuple[Table, Table]:
+    """Return where every document of a corpus went, and every token of those kept."""
+    ledger = corpus.ledger
+    dropped = [(f"dropped: {rule.replace('_', ' ')}", count) for rule, count in sorted(ledger.dropped.items())]
+    ends = [("read", ledger.read), *dropped, ("dropped: duplicate", ledger.duplicate)]
+    ends += [("dropped: contaminated", ledger.contaminated), ("held out", ledger.held_out), ("kept", ledger.kept)]
+    whole = max(ledger.read.documents, 1)
+    rows = [(name, f"{c.documents:,}", percent(c.documents / whole), f"{c.bytes:,}") for name, c in ends]
+    places = ledger.sequences * ledger.sequence_tokens
+    parts = [("kept", ledger.kept_tokens), ("cut off", ledger.cut_tokens), ("packed", ledger.packed_tokens)]
+    parts += [("padding", ledger.padding_tokens)]
+    parts.append((f"{ledger.sequences:,} sequences of {ledger.sequence_tokens:,}", places))
+    tokens = tuple((name, f"{count:,}", percent(count / max(places, 1))) for name, count in parts)
+    named = title(corpus.role)
+    documents = Table(named, ("documents", "number", "share", "bytes"), (False, True, True, True), tuple(rows))
+    return documents, Table("", ("tokens", "number", "share"), (False, True, True), tokens)
+
+
+def ledger_notes(corpora: Sequence[CorpusFacts]) -> tuple[str, ...]:
+    """Name the first unreadable records of each corpus."""
+    return tuple(f"{title(c.role)}, unreadable: {place}" for c in corpora for place in c.ledger.unreadable)
+
+
+def checkpoint_table(run: RunFiles) -> Table | None:
+    """List the complete checkpoints; None when there is none."""
+    if not run.checkpoints:
+        return None
+    ends = {tokens: number for number, tokens in enumerate(run.plan.steps, start=1)}
+    rows = []
+    for checkpoint in run.checkpoints:
+        what = "state to resume from"
+        if checkpoint.releasable:
+            stage = ends.get(checkpoint.step)
+            what = f"end of stage {stage}" if stage else "released model"
+            what += ": model/ is a plain Hugging Face folder, state/ resumes training"
+        tokens = NOT_RECORDED if checkpoint.tokens is None else f"{checkpoint.tokens:,}"
+        rows.append((checkpoint.path, tokens, f"{checkpoint.step:,}", size_text(checkpoint.bytes), what))
+    headers = ("path in the run folder", "tokens", "step", "size", "what it is")
+    return Table("", headers, (False, True, True, True, False), tuple(rows))
+
+
+def environment_facts(run: RunFiles) -> FactList:
+    """Versions and hardware."""
+    e = run.environment
+    memory = size_text(e.memory_bytes) if e.memory_bytes else NOT_RECORDED
+    names = ("onward", "python", "torch", "transformers", "platform", "processor")
+    facts = [(name, getattr(e, name) or NOT_RECORDED) for name in names]
+    facts += [("cores", str(e.cores or NOT_RECORDED)), ("memory", memory), ("accelerator", e.accelerator or "none")]
+    return FactList("Environment", tuple(facts))
+
+
+def fingerprint_facts(run: RunFiles) -> FactList:
+    """What identifies the inputs and outputs."""
+    facts = [("base model", run.base.fingerprint or NOT_RECORDED)]
+    facts += [(f"{corpus.role} corpus", corpus.fingerprint) for corpus in run.corpora]
+    if run.base_scores is not None:
+        facts.append(("base scores", run.base_scores.name))
+    facts += [(checkpoint.path, checkpoint.fingerprint) for checkpoint in run.checkpoints]
+    return FactList("Fingerprints", tuple(facts))
+
+
+def size_text(size_bytes: int) -> str:
+    """Write a size for people: `512 B`, `8.1 MB`, `3.2 GB` (powers of ten)."""
+    for unit, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            return (
+                f"{size_bytes / unit:.3g} {suffix}"
+                if size_bytes < 999.5 * unit
+                else f"{size_bytes / unit:,.0f} {suffix}"
+            )
+    return f"{size_bytes} B"
