@@ -1,0 +1,184 @@
+"""The commands; each body is a few lines over the Python API."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onward import __version__
+
+if TYPE_CHECKING:
+    from onward.pipeline import Run
+
+app = typer.Typer(
+    name="onward",
+    help="Carry a small language model onward into your domain, and know what it gained and what it lost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or `quickstart`.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Shared artifacts. [default: ~/.cache/onward]")]
+Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the runs. [default: ./runs]")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
+
+
+@app.command()
+def run(
+    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+) -> None:
+    """Prepare, score the base, train and score every stage, report; run again to go on where it stopped."""
+    from onward.terminal import print_summary
+
+    with opened(recipe, set_, cache, runs, workers) as opened_run:
+        result = opened_run.all()
+    for stage in result.report.summary:
+        print_summary(stage.rows, stage.title)
+    typer.echo(f"report: {result.report.html}")
+
+
+@app.command()
+def prepare(
+    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+) -> None:
+    """Read, filter, deduplicate, hold out, tokenise and pack the recipe's corpora."""
+    from onward.terminal import print_ledger
+
+    with opened(recipe, set_, cache, runs, workers) as opened_run:
+        corpora = opened_run.corpora
+    print_ledger("domain", corpora.domain.ledger)
+    typer.echo(f"domain:  {corpora.domain.path}")
+    if corpora.general is not None:
+        print_ledger("general", corpora.general.ledger)
+        typer.echo(f"general: {corpora.general.path}")
+
+
+@app.command()
+def train(
+    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+) -> None:
+    """Train every stage, going on from the newest checkpoint."""
+    with opened(recipe, set_, cache, runs, workers) as opened_run:
+        stages = opened_run.train()
+    for stage in stages:
+        typer.echo(f"stage {stage.number}: {stage.model}")
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+) -> None:
+    """Score the base model and every trained stage."""
+    with opened(recipe, set_, cache, runs, workers) as opened_run:
+        scores = opened_run.scores()
+    for score in scores:
+        typer.echo(score.model)
+        for text in score.held_out:
+            typer.echo(f"  {text.corpus:<16} {text.bits_per_byte:.4f} bits per byte [{text.low:.4f}, {text.high:.4f}]")
+        for task in score.tasks:
+            typer.echo(f"  {task.task:<16} {task.acc:.4f} accuracy ± {task.acc_stderr:.4f} ({task.items} items)")
+
+
+@app.command()
+def report(recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None) -> None:
+    """Write the report of what the run has so far."""
+    with opened(recipe, set_, cache, runs, None) as opened_run:
+        files = opened_run.report()
+    typer.echo(f"report: {files.html}")
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option(help="Base model: onward/tiny, a folder or a Hub id.")],
+    corpus: Annotated[list[str], typer.Option(help="Domain text: file, folder, glob or hf:// path; repeatable.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the recipe.")] = Path("recipe.yaml"),
+    general: Annotated[
+        list[str] | None, typer.Option(help="General text to replay; without it the base samples its own.")
+    ] = None,
+) -> None:
+    """Write a commented starter recipe."""
+    from onward.recipe.starter import write_starter
+
+    with user_errors():
+        write_starter(output, model, corpus, general or [])
+    typer.echo(f"{output}\nnext: onward run {output}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    import json
+
+    from onward.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print what a user can mend and leave with exit code 2; leave with 128 + signal after an interruption."""
+    from onward.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        from onward.terminal import print_error
+
+        print_error(error)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing finished is lost, run the same command to go on", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+@contextmanager
+def opened(
+    recipe: str, overrides: list[str] | None, cache: Path | None, runs: Path | None, workers: int | None
+) -> "Iterator[Run]":
+    """Open a recipe as a Run that shows its progress, and turn its errors into messages."""
+    with user_errors():
+        from onward.artifact import Folders
+        from onward.pipeline import Run
+        from onward.signals import Interrupted
+        from onward.terminal import Terminal
+
+        terminal = Terminal()
+        try:
+            yield Run(recipe, overrides or (), Folders.default(cache, runs), terminal, workers)
+        except Interrupted as stopped:
+            terminal.end()
+            typer.echo(str(stopped), err=True)
+            raise typer.Exit(stopped.code) from None
+        finally:
+            terminal.end()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """Outside the training loop there is nothing to save: artifacts are complete or absent."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """Entry point of the `onward` command."""
+    # A run has one display and one voice: its own. Set before transformers is imported, which reads them once.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _terminated)
+    app()

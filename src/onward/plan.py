@@ -1,0 +1,124 @@
+"""What a run will need, computed before it is spent, and refused when it cannot work."""
+
+import json
+from dataclasses import dataclass
+from math import floor
+
+from onward.batches import BatchPlan, plan_batches
+from onward.corpus.prepare import PreparedCorpus
+from onward.errors import UserError, UserErrors
+from onward.model.mobilellm import is_mobilellm
+from onward.model.source import ModelSource
+from onward.model.tokenizer import LoadedTokenizer
+from onward.recipe import Corpus, Evaluation, Recipe, format_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens, steps and repetition of a run.
+
+    steps: cumulative at the end of each stage. needed and available sequences per corpus; repetition = needed /
+    available. disk_bytes: predicted size of checkpoints. parameters: of the base model, tied ones counted once.
+    """
+
+    stages: tuple[int, ...]
+    steps: tuple[int, ...]
+    sequence_tokens: int
+    sequences_per_step: int
+    step_tokens: int
+    replay_share: str | None
+    domain_sequences_needed: int
+    domain_sequences_available: int
+    domain_repetition: float
+    general_sequences_needed: int
+    general_sequences_available: int
+    general_repetition: float
+    parameters: int
+    memory_bytes: int | None
+    seconds: float | None
+    disk_bytes: int | None
+
+
+def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -> None:
+    """Refuse what the model cannot take: a sequence longer than its context, ids outside its vocabulary."""
+    config = json.loads((base.folder / "config.json").read_bytes())
+    config = config.get("text_config", config)
+    problems = []
+    context, length = config.get("max_position_embeddings"), recipe.training.sequence_tokens
+    if context is not None and length > context:
+        todo = f"set training.sequence_tokens to {context} or less"
+        where = "training.sequence_tokens"
+        problems.append(
+            UserError("a sequence is longer than the model's context", where, str(length), f"at most {context}", todo)
+        )
+    rows = config.get("vocab_size")
+    if rows is not None and tokenizer.vocabulary_size > rows:
+        got = f"{tokenizer.vocabulary_size} ids in the tokenizer, {rows} embeddings in the model"
+        todo = "use the tokenizer that belongs to this model"
+        problems.append(UserError("the tokenizer does not fit the model", str(base.folder), got, todo=todo))
+    if is_mobilellm(base.folder) and tokenizer.vocabulary_size != rows:
+        got = f"{tokenizer.vocabulary_size} ids in the tokenizer, {rows} embeddings in the model"
+        problems.append(UserError("this is not MobileLLM's tokenizer", str(base.folder), got))
+    if problems:
+        raise UserErrors(f"{recipe.name}: this model cannot run this recipe", problems)
+
+
+def wanted_tokens(corpus: Corpus, needed_sequences: int, recipe: Recipe) -> int:
+    """How many kept tokens to prepare: what training reads once, and enough documents to fill the held-out part."""
+    needed = needed_sequences * recipe.training.sequence_tokens
+    return max(needed, _for_held_out(corpus, recipe.evaluation), 1)
+
+
+def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
+    if corpus.held_out.sources or not corpus.held_out.share or evaluation.held_out_tokens is None:
+        return 0
+    return floor(evaluation.held_out_tokens / corpus.held_out.share)
+
+
+def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: PreparedCorpus | None) -> Plan:
+    """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap."""
+    batches = plan_batches(recipe.training, recipe.seed)
+    needed_domain, needed_general = batches.needed_sequences()
+    available_domain = domain.ledger.sequences
+    available_general = general.ledger.sequences if general is not None else 0
+    _check_repetition("corpus", needed_domain, available_domain, recipe, batches)
+    if needed_general:
+        _check_repetition("general", needed_general, available_general, recipe, batches)
+    replay = recipe.training.forgetting.replay
+    # fp32 weights and two moments in each resumable state; the releasable model is at most that third again
+    state = parameters * 12
+    return Plan(
+        stages=recipe.training.stages,
+        steps=batches.stage_steps,
+        sequence_tokens=batches.sequence_tokens,
+        sequences_per_step=batches.sequences_per_step,
+        step_tokens=batches.step_tokens,
+        replay_share=None if replay is None else f"{float(replay * 100):g}%",
+        domain_sequences_needed=needed_domain,
+        domain_sequences_available=available_domain,
+        domain_repetition=needed_domain / available_domain,
+        general_sequences_needed=needed_general,
+        general_sequences_available=available_general,
+        general_repetition=needed_general / available_general if available_general else 0.0,
+        parameters=parameters,
+        memory_bytes=None,
+        seconds=None,
+        disk_bytes=state * (recipe.training.keep_checkpoints + 1) + len(batches.stage_steps) * (state + parameters * 4),
+    )
+
+
+def _check_repetition(section: str, needed: int, available: int, recipe: Recipe, batches: BatchPlan) -> None:
+    cap = recipe.training.maximum_repetition
+    if needed <= cap * available:
+        return
+    tokens, length = available * batches.sequence_tokens, batches.sequence_tokens
+    share = needed / (batches.total_steps * batches.sequences_per_step)
+    possible = floor(cap * tokens / share)
+    raise UserError(
+        "the token budget is larger than the text allows",
+        f"training.stages, {section}",
+        f"{format_tokens(needed * length)} tokens needed from {format_tokens(tokens)} prepared: "
+        f"{needed / max(available, 1):.1f} repetitions",
+        f"at most {cap:g} repetitions",
+        f"add text, end the last stage at {format_tokens(possible)} or less, or raise training.maximum_repetition",
+    )
