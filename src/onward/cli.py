@@ -106,10 +106,11 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented starter recipe."""
+    from onward.model.source import local_context_tokens
     from onward.recipe.starter import write_starter
 
     with user_errors():
-        write_starter(output, model, corpus, general or [])
+        write_starter(output, model, corpus, general or [], local_context_tokens(model))
     typer.echo(f"{output}\nnext: onward run {output}")
 
 
@@ -154,14 +155,15 @@ def opened(
 ) -> "Iterator[Run]":
     """Open a recipe as a Run that shows its progress, and turn its errors into messages."""
     with user_errors():
-        from onward.artifact import Folders
+        from onward.artifact import Folders, disk_errors
         from onward.pipeline import Run
         from onward.signals import Interrupted
         from onward.terminal import Terminal
 
-        terminal = Terminal()
+        terminal, folders = Terminal(), Folders.default(cache, runs)
         try:
-            yield Run(recipe, overrides or (), Folders.default(cache, runs), terminal, workers)
+            with disk_errors(folders.runs):
+                yield Run(recipe, overrides or (), folders, terminal, workers)
         except Interrupted as stopped:
             terminal.end()
             typer.echo(str(stopped), err=True)

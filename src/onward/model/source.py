@@ -11,6 +11,7 @@ from pathlib import Path
 from onward.errors import UserError
 
 TINY = "onward/tiny"
+_NOT_THE_MODEL = ("manifest.json", "card.json")
 _FILES = ("*.json", "*.model", "*.txt", "README.md")
 
 
@@ -55,6 +56,15 @@ def describe(folder: Path, name: str | None = None, revision: str | None = None)
     return ModelSource(name or str(folder), folder, revision, _license(folder), _fingerprint(folder))
 
 
+def local_context_tokens(base: str) -> int | None:
+    """Return the context length of a packaged or local model; None when it is on the Hub or does not say."""
+    if base != TINY and not Path(base).expanduser().is_dir():
+        return None
+    config = json.loads((resolve(base).folder / "config.json").read_bytes())
+    length = config.get("text_config", config).get("max_position_embeddings")
+    return None if length is None else int(length)
+
+
 def _from_hub(base: str, revision: str | None) -> ModelSource:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -96,5 +106,5 @@ def _fingerprint(folder: Path) -> str:
     from onward.artifact import file_hash
 
     names = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".model", ".safetensors", ".bin"))
-    parts = {name: file_hash(folder / name) for name in names if name != "manifest.json"}
+    parts = {name: file_hash(folder / name) for name in names if name not in _NOT_THE_MODEL}
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -35,6 +35,8 @@ class Source(Section):
     """File, folder or glob (.jsonl .parquet .txt .md, also .gz .zst), `hf://datasets/...`, or `builtin:NAME`."""
     text: str = "text"
     """Field that holds the document (JSONL, Parquet)."""
+    license: str | None = None
+    """Licence of the text, for the report."""
     group: str | None = None
     """Field whose value keeps documents on the same side of the held-out split (a book, a site); null: the text."""
 

@@ -9,10 +9,16 @@ from pydantic import BaseModel
 
 from onward.errors import UserError
 from onward.recipe.loading import recipe_from_mapping
+from onward.recipe.sections import Training
 
 
-def write_starter(path: Path, model: str, corpus: list[str], general: list[str]) -> None:
-    """Write a recipe for `model` and `corpus`; raises UserError when the file exists or nothing was given."""
+def write_starter(
+    path: Path, model: str, corpus: list[str], general: list[str], context_tokens: int | None = None
+) -> None:
+    """Write a recipe for `model` and `corpus`; raises UserError when the file exists or nothing was given.
+
+    context_tokens: the model's context where it is known; sequences are not longer.
+    """
     if path.exists():
         raise UserError("the recipe exists already", str(path), todo="choose another name with --output")
     given: dict[str, Any] = {
@@ -21,6 +27,8 @@ def write_starter(path: Path, model: str, corpus: list[str], general: list[str])
         "corpus": {"sources": [{"path": source} for source in corpus]},
         "general": {"sources": [{"path": s} for s in general]} if general else {"self_replay": {"tokens": "1M"}},
     }
+    if context_tokens is not None and context_tokens < Training().sequence_tokens:  # type: ignore[call-arg]
+        given["training"] = {"sequence_tokens": context_tokens}
     recipe = recipe_from_mapping(given)
     lines = [f"# onward run {path}", "# Every field is shown with its default; delete what you do not change.", ""]
     lines += _section(recipe, indent=0)
