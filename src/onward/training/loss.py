@@ -20,11 +20,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
         chunk: int,
+        needs_gradient: bool,
     ) -> torch.Tensor:
         computed = hidden_ND.dtype
         weight = weight_VD.to(computed)
         bias = None if bias_V is None else bias_V.to(computed)
-        needs_gradient = torch.is_grad_enabled() or hidden_ND.requires_grad or weight_VD.requires_grad
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         grad_hidden = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
@@ -59,6 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad_bias is None else grad_bias * scale,
             None,
             None,
+            None,
         )
 
 
@@ -73,5 +74,7 @@ def summed_loss(
 
     Divide by the labelled tokens of the whole global batch, not of this part (contract 4).
     """
-    total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)  # type: ignore[no-untyped-call]
+    # Asked here: inside a custom function autograd is always off.
+    needs_gradient = torch.is_grad_enabled()
+    total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk, needs_gradient)  # type: ignore[no-untyped-call]
     return total
