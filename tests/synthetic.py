@@ -55,13 +55,19 @@ def write_model(folder: Path, config: Any = None, seed: int = 0) -> Path:
 
 def write_corpus(folder: Path, lengths: list[int], sequence_tokens: int, seed: int = 0) -> Path:
     """A packed corpus of random documents (ids 1..256, EOS 0), the way `prepare` leaves it for the batches."""
+    from onward.corpus.ledger import Count, Tally
     from onward.corpus.packing import pack
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     documents = [np.append(random.integers(1, 257, length - 1), 0).astype(np.uint16) for length in lengths]
     np.save(folder / "tokens-00000.npy", np.concatenate(documents))
-    pack(np.array(lengths, dtype=np.int64), sequence_tokens).save(folder)
+    packing = pack(np.array(lengths, dtype=np.int64), sequence_tokens)
+    packing.save(folder)
+    tally = Tally()
+    tally.read = tally.kept = Count(len(lengths), sum(lengths))
+    tally.kept_tokens = sum(lengths)
+    tally.close(packing.num_sequences, sequence_tokens, packing.packed_tokens, packing.padding_tokens).save(folder)
     (folder / "manifest.json").write_text(
         json.dumps({"kind": "corpus", "fingerprint": folder.name, "made_from": {}, "files": {}, "created": ""})
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from onward.batches import NO_TARGET, Batches, BatchPlan, plan_batches
 from onward.corpus.packing import load_packing
-from onward.corpus.tokens import TokenStore
+from onward.corpus.store import open_corpus
 from onward.recipe import Training
 from synthetic import write_corpus
 
@@ -22,7 +22,7 @@ def opened(folder: Path, plan: BatchPlan) -> Batches:
         if not (folder / name).exists():
             write_corpus(folder / name, lengths, LENGTH, seed=len(lengths))
     names = ["domain", "general"] if plan.replay else ["domain"]
-    return Batches(plan, [(TokenStore(folder / n), load_packing(folder / n)) for n in names], padding_id=0)
+    return Batches(plan, [open_corpus(folder / n) for n in names], padding_id=0)
 
 
 def plan(replay: str = "1/4", sequences: int = 3, steps: int = 40) -> BatchPlan:

@@ -6,9 +6,25 @@ from pathlib import Path
 import pytest
 
 ORDER = (
-    "errors progress signals recipe artifact statistics tasks model corpus batches training evaluation analysis "
-    "reporting plan pipeline terminal cli"
-).split()
+    "errors",
+    "progress",
+    "signals",
+    "recipe",
+    "artifact",
+    "statistics",
+    "tasks",
+    "model",
+    "corpus",
+    "batches",
+    "training",
+    "evaluation",
+    "analysis",
+    "reporting",
+    "plan",
+    "pipeline",
+    "terminal",
+    "cli",
+)
 STEPS = ("onward.corpus.prepare", "onward.training.train", "onward.evaluation.evaluate", "onward.reporting.report")
 MAY_IMPORT_STEPS = ("plan", "pipeline", "cli", "__init__")
 

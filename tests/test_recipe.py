@@ -102,9 +102,13 @@ def test_the_starter_recipe_is_a_valid_recipe_with_every_default(tmp_path: Path)
         "name": "mine",
         "model": {"base": "onward/tiny"},
         "corpus": {"sources": [{"path": "/text/*.jsonl"}]},
-        "general": {"self_replay": {"tokens": "1M"}},
-        "training": {"sequence_tokens": written.training.sequence_tokens},
+        "general": {"self_replay": {}, "quality": "none", "held_out": {"share": "10%"}},
     }
     assert written == recipe_from_mapping(given)
+    write_starter(tmp_path / "short.yaml", "onward/tiny", ["a"], ["b"], context_tokens=1024)
+    short = load_recipe(tmp_path / "short.yaml")
+    assert short.training.sequence_tokens == 1024
+    assert short.general is not None
+    assert short.general.sources[0].path == "b"
     with pytest.raises(UserError, match="exists already"):
         write_starter(path, "onward/tiny", ["a"], [])

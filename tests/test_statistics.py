@@ -10,11 +10,9 @@ from onward.statistics import (
     binomial_two_sided,
     bootstrap_mean_difference,
     bootstrap_ratio,
-    chance_adjusted,
     holm,
     mcnemar_exact,
     paired_bootstrap_ratio,
-    standard_error_of_mean,
 )
 
 
@@ -35,7 +33,7 @@ def test_interval_of_a_large_sample_is_the_normal_one():
     generator = np.random.default_rng(5)
     bits, size = generator.normal(2.0, 0.3, 4000), np.ones(4000)
     interval = bootstrap_ratio(bits, size, None, 4000, 0)
-    half = norm.ppf(0.975) * standard_error_of_mean(bits)
+    half = norm.ppf(0.975) * bits.std(ddof=1) / np.sqrt(len(bits))
     assert interval.low == pytest.approx(bits.mean() - half, abs=half * 0.06)
     assert interval.high == pytest.approx(bits.mean() + half, abs=half * 0.06)
 
@@ -177,14 +175,3 @@ def test_holm_keeps_the_family_wise_error():
     families = generator.random((2000, 7))
     false = sum(min(holm(list(row))) <= 0.05 for row in families)
     assert 60 <= false <= 140  # nominal 100, sd 9.7; uncorrected it would be 603
-
-
-def test_standard_error_has_the_sample_deviation():
-    assert standard_error_of_mean(np.array([0, 0, 1, 1])) == pytest.approx(np.sqrt(1 / 3) / 2)
-    assert np.isnan(standard_error_of_mean(np.array([1.0])))
-
-
-def test_chance_adjusted():
-    assert chance_adjusted(0.25, 0.25) == 0
-    assert chance_adjusted(1.0, 0.25) == 1
-    assert chance_adjusted(0.4, 0.25) == pytest.approx(0.2)

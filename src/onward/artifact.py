@@ -117,7 +117,7 @@ def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial
     itself know what is whole). A lock keeps two processes from building the same artifact at once.
     """
     aside = folder.parent / f".{folder.name}.building"
-    with _locked(folder.parent / f".{folder.name}.lock"):
+    with locked(folder):
         if aside.exists() and not keep_partial:
             shutil.rmtree(aside)
         aside.mkdir(parents=True, exist_ok=True)
@@ -143,9 +143,16 @@ def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never a part."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically: a reader sees the old file or the new one; one that says the same is left alone."""
+    if path.exists() and path.read_bytes() == text.encode():
+        return
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    aside.write_bytes(text.encode())
     _sync(aside)
     aside.replace(path)
 
@@ -180,19 +187,30 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from making `folder` at the same time; raises UserError when one is at it already."""
+    path = folder.parent / f".{folder.name}.lock"
+    with disk_errors(folder):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            todo = "remove it or choose another place with --cache and --runs"
+            raise UserError("a file stands where a folder is needed", str(error.filename), todo=todo) from None
         file = open(path, "w")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who held it before may have removed the file between our opening and our locking it.
+            is_current = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except BlockingIOError:
-            name = path.name.removeprefix(".").removesuffix(".lock")
+            is_current = False
+        if not is_current:
             todo = "wait for it to end, or use another run name"
-            raise UserError("another process is making this artifact", str(path.parent / name), todo=todo) from None
-        yield
-    path.unlink(missing_ok=True)
+            raise UserError("another process is making this artifact", str(folder), todo=todo)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -14,8 +14,7 @@ from math import floor
 import numpy as np
 from numpy.typing import NDArray
 
-from onward.corpus.packing import Packing
-from onward.corpus.tokens import TokenStore
+from onward.corpus.store import OpenCorpus
 from onward.recipe import Training
 
 NO_TARGET = -100
@@ -38,7 +37,7 @@ class BatchPlan:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step, padding included (best-fit packing leaves well under 1 %)."""
+        """Places of a step, padding included; long documents leave almost none, short alike ones may leave many."""
         return self.sequences_per_step * self.sequence_tokens
 
     @property
@@ -50,9 +49,9 @@ class BatchPlan:
         """How many of the first `slots` slots hold general text: floor(slots x share)."""
         return floor(slots * self.replay)
 
-    def needed_sequences(self) -> tuple[int, int]:
-        """Domain and general sequences that the whole run reads, repetitions counted."""
-        slots = self.total_steps * self.sequences_per_step
+    def needed_sequences(self, steps: int | None = None) -> tuple[int, int]:
+        """Domain and general sequences that the first `steps` (None: all) read, repetitions counted."""
+        slots = (self.total_steps if steps is None else steps) * self.sequences_per_step
         general = self.general_slots(slots)
         return slots - general, general
 
@@ -101,15 +100,15 @@ def _permutation(seed: int, corpus: int, epoch: int, size: int) -> NDArray[np.in
 class Batches:
     """Random access to the batches of a run: `batches[step]`.
 
-    corpora: domain first, general second when there is replay; each a token store with its packing.
+    corpora: domain first, general second when there is replay.
     """
 
-    def __init__(self, plan: BatchPlan, corpora: list[tuple[TokenStore, Packing]], padding_id: int) -> None:
+    def __init__(self, plan: BatchPlan, corpora: list[OpenCorpus], padding_id: int) -> None:
         self.plan = plan
         self._corpora = corpora
         self._padding_id = padding_id
         assert len(corpora) == (2 if plan.replay else 1), "one corpus for each source of the mixture"
-        assert all(packing.sequence_tokens == plan.sequence_tokens for _, packing in corpora)
+        assert all(corpus.packing.sequence_tokens == plan.sequence_tokens for corpus in corpora)
 
     def __len__(self) -> int:
         return self.plan.total_steps
@@ -123,7 +122,7 @@ class Batches:
             reached = self.plan.general_slots(slot + 1)
             corpus, nth = (1, general) if reached > general else (0, slot - general)
             general = reached
-            size = self._corpora[corpus][1].num_sequences
+            size = self._corpora[corpus].packing.num_sequences
             order = _permutation(self.plan.seed, corpus, nth // size, size)
             chosen.append((corpus, int(order[nth % size])))
         return chosen
@@ -138,8 +137,8 @@ class Batches:
         documents = np.full(shape, -1, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         for row, (corpus, sequence) in enumerate(rows):
-            store, packing = self._corpora[corpus]
-            offsets, lengths, ends = packing.sequence(sequence)
+            store = self._corpora[corpus].tokens
+            offsets, lengths, ends = self._corpora[corpus].packing.sequence(sequence)
             at = 0
             for piece, (offset, length, is_end) in enumerate(zip(offsets, lengths, ends, strict=True)):
                 # A piece that does not end its document has one more target: the document's next token.

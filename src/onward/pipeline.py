@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from onward.artifact import Folders, flatten, read_manifest, write_json
+from onward.artifact import Folders, flatten, read_manifest, write_json, write_text
 from onward.batches import plan_batches
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.errors import UserError
@@ -30,12 +31,17 @@ _MAY_CHANGE = (
     "training.gradient_checkpointing",
     "training.loss_chunk_tokens",
     "training.checkpoint_tokens",
+    "training.checkpoint_seconds",
     "training.keep_checkpoints",
     "training.tensorboard",
     "training.maximum_repetition",
     "training.stages",
 )
 """Knobs that a run may change between two starts: they alter its cost or its length, not what is computed."""
+
+
+_LEAST_SAMPLED_TOKENS = 20_000
+"""Self-replay samples at least so much: fewer documents would measure nothing when a part is held out."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Run:
     def corpora(self) -> Corpora:
         """Prepared domain and general text."""
         needed_domain, needed_general = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
-        general = self.recipe.general
+        general = self._sized(self.recipe.general, needed_general)
         corpora = Corpora(
             self._prepare(self.recipe.corpus, needed_domain, "domain"),
             None if general is None else self._prepare(general, needed_general, "general"),
@@ -180,6 +186,18 @@ class Run:
             scores.append(self.score_stage(stages[-1]))
         return RunResult(self.folder, plan, stages, base_scores, tuple(scores), self.report())
 
+    def _sized(self, general: Corpus | None, needed_sequences: int) -> Corpus | None:
+        """Give self-replay its number of tokens where the recipe leaves it open."""
+        if general is None or general.self_replay is None or general.self_replay.tokens is not None:
+            return general
+        training = self.recipe.training
+        tokens = ceil(needed_sequences * training.sequence_tokens / training.maximum_repetition)
+        if not general.held_out.sources:  # a part of the samples is held out and not replayed
+            tokens = ceil(tokens / (1 - general.held_out.share))
+        # Short samples leave padding; a tenth more keeps the repetition under its cap.
+        replay = general.self_replay.model_copy(update={"tokens": max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)})
+        return general.model_copy(update={"self_replay": replay})
+
     def _prepare(self, corpus: Corpus, needed_sequences: int, label: str) -> PreparedCorpus:
         return prepare(
             corpus,
@@ -202,12 +220,21 @@ class Run:
         yield from sample_documents(load_model(self.base), self.tokenizer, settings, seed)
 
     def _freeze(self) -> None:
-        """Write the full recipe into the run; raises UserError, naming the keys, when the run has another one."""
+        """Write the full recipe into the run; raises UserError, naming the keys, when the run has results of another.
+
+        A run without results (its recipe was refused, or it was killed early) takes the new recipe.
+        """
         path = self.folder / "recipe.yaml"
         content = self.recipe.model_dump(mode="json")
-        if path.exists():
-            before, now = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(content)
-            changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in _MAY_CHANGE]
+        has_results = any(self.folder.glob("checkpoints/*/manifest.json")) or any(
+            self.folder.glob("scores/*/manifest.json")
+        )
+        if has_results and path.exists():
+            # Read as a recipe, so that a knob which is new since then has its default and is no difference.
+            before, now = flatten(load_recipe(path).model_dump(mode="json")), flatten(content)
+            # With one decay over the whole run its length is part of the mathematics.
+            free = _MAY_CHANGE if self.recipe.training.schedule.horizon == "stage" else _MAY_CHANGE[:-1]
+            changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in free]
             if changed:
                 raise UserError(
                     f"the run `{self.recipe.name}` was started with another recipe",
@@ -216,9 +243,9 @@ class Run:
                     todo="restore the old values, give this run another name (--set name=...), or remove its folder",
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         environment = self.folder / "environment.json"
-        if not environment.exists():
+        if not (has_results and environment.exists()):
             write_json(environment, describe_environment())
 
     def _write_pointers(self, corpora: Corpora, base_scores: Path | None = None) -> None:

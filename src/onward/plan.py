@@ -1,8 +1,10 @@
 """What a run will need, computed before it is spent, and refused when it cannot work."""
 
 import json
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 from onward.batches import BatchPlan, plan_batches
 from onward.corpus.prepare import PreparedCorpus
@@ -10,7 +12,7 @@ from onward.errors import UserError, UserErrors
 from onward.model.mobilellm import is_mobilellm
 from onward.model.source import ModelSource
 from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Corpus, Evaluation, Recipe, format_tokens
+from onward.recipe import Corpus, Evaluation, Recipe, Training, format_tokens
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -
 
 def wanted_tokens(corpus: Corpus, needed_sequences: int, recipe: Recipe) -> int:
     """How many kept tokens to prepare: what training reads once, and enough documents to fill the held-out part."""
-    needed = needed_sequences * recipe.training.sequence_tokens
+    passes = min(1.0, recipe.training.maximum_repetition)
+    needed = ceil(needed_sequences * recipe.training.sequence_tokens / passes)
     return max(needed, _for_held_out(corpus, recipe.evaluation), 1)
 
 
@@ -81,9 +84,7 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
     needed_domain, needed_general = batches.needed_sequences()
     available_domain = domain.ledger.sequences
     available_general = general.ledger.sequences if general is not None else 0
-    _check_repetition("corpus", needed_domain, available_domain, recipe, batches)
-    if needed_general:
-        _check_repetition("general", needed_general, available_general, recipe, batches)
+    _check_repetition(recipe.training, batches, available_domain, available_general)
     replay = recipe.training.forgetting.replay
     # fp32 weights and two moments in each resumable state; the releasable model is at most that third again
     state = parameters * 12
@@ -107,18 +108,35 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
     )
 
 
-def _check_repetition(section: str, needed: int, available: int, recipe: Recipe, batches: BatchPlan) -> None:
-    cap = recipe.training.maximum_repetition
-    if needed <= cap * available:
-        return
-    tokens, length = available * batches.sequence_tokens, batches.sequence_tokens
-    share = needed / (batches.total_steps * batches.sequences_per_step)
-    possible = floor(cap * tokens / share)
-    raise UserError(
+def _check_repetition(training: Training, batches: BatchPlan, domain: int, general: int) -> None:
+    problems = [
+        _repetition("corpus", lambda steps: batches.needed_sequences(steps)[0], domain, training, batches),
+        _repetition("general", lambda steps: batches.needed_sequences(steps)[1], general, training, batches),
+    ]
+    found = [problem for problem in problems if problem is not None]
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise UserErrors("both texts are too short for this run", found)
+
+
+def _repetition(
+    section: str, needed: Callable[[int], int], available: int, training: Training, batches: BatchPlan
+) -> UserError | None:
+    """Return what is wrong when a run passes over its text more often than the cap; needed: sequences by steps."""
+    cap, length = training.maximum_repetition, batches.sequence_tokens
+    wanted = needed(batches.total_steps)
+    if wanted <= cap * available:
+        return None
+    # The longest run that works, in whole steps: a budget between two steps is rounded up to the next.
+    steps = bisect_right(range(batches.total_steps), cap * available, key=needed) - 1
+    possible = steps * batches.step_tokens
+    shorter = f"end the last stage at {format_tokens(possible)} or less, " if possible >= training.batch_tokens else ""
+    return UserError(
         "the token budget is larger than the text allows",
         f"training.stages, {section}",
-        f"{format_tokens(needed * length)} tokens needed from {format_tokens(tokens)} prepared: "
-        f"{needed / max(available, 1):.1f} repetitions",
+        f"{format_tokens(wanted * length)} tokens needed from {format_tokens(available * length)} prepared: "
+        f"{wanted / max(available, 1):.1f} repetitions",
         f"at most {cap:g} repetitions",
-        f"add text, end the last stage at {format_tokens(possible)} or less, or raise training.maximum_repetition",
+        f"add text, {shorter}or raise training.maximum_repetition",
     )

@@ -165,15 +165,3 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = worst
     return tuple(adjusted)
-
-
-def standard_error_of_mean(values: NDArray[np.generic]) -> float:
-    """Return sd / sqrt(n) with the sample deviation (n - 1), as lm-evaluation-harness prints; nan for one value."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
-def chance_adjusted(accuracy: float, chance: float) -> float:
-    """Return (accuracy - chance) / (1 - chance): 0 is guessing, 1 is perfect, below 0 is worse than guessing."""
-    assert chance < 1, "a task with one choice has no score"
-    return (accuracy - chance) / (1 - chance)

@@ -50,7 +50,7 @@ class Terminal:
         self._done, self._facts = done, facts
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, facts=facts)
-        elif time.monotonic() - self._printed > _LINE_SECONDS:
+        elif time.monotonic() - self._printed > _LINE_SECONDS and done != self._total:
             self._printed = time.monotonic()
             self.console.print(self._line(), soft_wrap=True)
 

@@ -177,6 +177,8 @@ def test_a_group_stays_on_one_side(run: Callable[..., PreparedCorpus], write_rec
     books = {row["group"] for row in held_out}
     assert books == {f"book {n}" for n in range(40) if is_held_out(f"book {n}", 0.2)}
     assert len(held_out) == 10 * len(books) > 0
+    # Scoring takes a prefix: it must draw from many groups, not read one book after the other.
+    assert len({row["group"] for row in held_out[:10]}) >= min(4, len(books))
 
 
 def test_held_out_text_from_elsewhere_is_not_trained_on(

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from onward.batches import NO_TARGET, Batch, Batches, BatchPlan
-from onward.corpus.packing import load_packing
-from onward.corpus.tokens import TokenStore
+from onward.corpus.store import open_corpus
 from onward.errors import UserError
 from onward.model.load import load_model
 from onward.model.tokenizer import read_tokenizer
@@ -25,7 +24,7 @@ def first_batch(folder: Path, sequences: int = 4) -> Batch:
     if not corpus.exists():
         write_corpus(corpus, [5, 70, 32, 3, 18, 40, 9, 9, 100, 2, 31, 47], LENGTH)
     plan = BatchPlan(LENGTH, sequences, Fraction(0), seed=1, stage_steps=(10,))
-    return Batches(plan, [(TokenStore(corpus), load_packing(corpus))], padding_id=0)[0]
+    return Batches(plan, [open_corpus(corpus)], padding_id=0)[0]
 
 
 def architectures() -> list[Any]:

@@ -31,7 +31,10 @@ def in_order(
     work: pure and picklable. workers: processes, None for one per core; 1 stays in this process. Raises UserError
     when a worker is killed from outside.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    if workers is None:
+        from joblib import cpu_count  # knows containers' limits and every system
+
+        workers = cpu_count()
     chunks = iter(chunks)
     for chunk in islice(chunks, CHUNKS_ALONE if workers > 1 else None):
         yield chunk, work(chunk)

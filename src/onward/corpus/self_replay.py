@@ -16,6 +16,7 @@ def sampled_documents(
     section: SelfReplay, generate: Generate, tokenizer: LoadedTokenizer, seed: int
 ) -> Iterator[Document]:
     """Yield sampled texts as documents until they hold `section.tokens` tokens, or the sampler ends."""
+    assert section.tokens is not None, "the pipeline gives an open budget its number"
     tokens = 0
     for number, text in enumerate(generate(section, seed), start=1):
         yield Document(f"self-{number:05d}", text, SOURCE)

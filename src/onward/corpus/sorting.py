@@ -95,7 +95,9 @@ class Sorter:
             self._drop(document, OTHER_SIDE, found.size_bytes)
         elif found.is_held_out:
             self.tally.held_out += count
-            self._held_out.add(document, found.split_hash, found.size_bytes)
+            # Held out by the group, ordered by the text: a prefix then draws from all held-out groups, not from one.
+            order = found.split_hash if document.group is None else found.digest >> 64
+            self._held_out.add(document, order, found.size_bytes)
         elif found.token_reason:
             self._drop(document, found.token_reason, found.size_bytes)
         else:

@@ -77,7 +77,7 @@ class DroppedWriter:
 
 
 class HeldOutWriter:
-    """Writes held_out.parquet in ascending order of the split's hash, so that a prefix is a stable random sample.
+    """Writes held_out.parquet in ascending order of a hash, so that a prefix is a stable random sample.
 
     The text waits in a file until the order is known; 24 bytes per document are held in memory.
     """
@@ -88,14 +88,14 @@ class HeldOutWriter:
         self._file = open(self._spill, "w+b")
         self._hashes, self._starts = array("Q"), array("Q")
 
-    def add(self, document: Document, split_hash: int, size_bytes: int) -> None:
-        """Append a held-out document."""
-        self._hashes.append(split_hash)
+    def add(self, document: Document, order: int, size_bytes: int) -> None:
+        """Append a held-out document; `order` is a uniform 64-bit hash."""
+        self._hashes.append(order)
         self._starts.append(self._file.tell())
         self._file.write(orjson.dumps((document.id, document.source, document.group, document.text, size_bytes)))
 
     def close(self) -> None:
-        """Sort, write, and remove the waiting file; documents of one group keep the order in which they were read."""
+        """Sort, write, and remove the waiting file."""
         ends = [*self._starts[1:], self._file.tell()]
         rows = RowWriter(self._folder / HELD_OUT_FILE, HELD_OUT)
         for n in np.argsort(np.array(self._hashes, dtype=np.uint64), kind="stable").tolist():

@@ -35,7 +35,7 @@ def score_task(
         for item, results in zip(chunk, _score(model, tokenizer, chunk, batch_tokens), strict=True):
             rows.append(_row(item, results, normalised))
             truncated += any(result.truncated for result in results)
-        progress.advance(len(chunk))
+        progress.advance(start + len(chunk))
     subjects = [row.subject for row in rows]
     correct = np.array([row.correct for row in rows], dtype=np.float64)
     correct_norm = np.array([row.correct_norm for row in rows], dtype=np.float64) if normalised else None

@@ -58,13 +58,13 @@ def score_held_out(
                 raise UserError("the model's likelihoods are not numbers", where, str(result.nats), todo=todo)
             name, group = document.id, document.group
             rows.append(ItemRow(task, None, name, group, nats=result.nats, bytes=result.bytes, tokens=result.tokens))
-        new = sum(result.tokens for result in results)
-        done += new
-        progress.advance(new)
+        done += sum(result.tokens for result in results)
+        progress.advance(done)
     nats = np.array([row.nats for row in rows], dtype=np.float64)
     sizes = np.array([row.bytes for row in rows], dtype=np.int64)
     if not sizes.sum():
-        todo = "raise corpus.held_out.share, or give held-out sources"
+        section = "corpus" if corpus == "domain" else corpus
+        todo = f"raise {section}.held_out.share, or give {section}.held_out.sources"
         raise UserError(f"there is no held-out {corpus} text to score", str(file), f"{len(rows)} documents", todo=todo)
     groups = np.array([row.group for row in rows])
     interval = bootstrap_ratio(nats, math.log(2) * sizes, groups, resamples, seed)

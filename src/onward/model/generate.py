@@ -17,6 +17,7 @@ def sample_documents(model: Any, tokenizer: LoadedTokenizer, settings: SelfRepla
     Every document starts from the prefix token and ends at the end-of-text token or at `document_tokens`. The same
     seed gives the same documents on the same machine type.
     """
+    assert settings.tokens is not None, "the pipeline gives an open budget its number"
     random = torch.Generator(device=model.device).manual_seed(seed)
     made = 0
     while made < settings.tokens:

@@ -84,7 +84,7 @@ def format_seconds(seconds: float) -> str:
 Tokens = Annotated[
     int,
     BeforeValidator(parse_tokens, json_schema_input_type=int | str),
-    Field(gt=0, description="tokens: 400M, 128k or a whole number"),
+    Field(gt=0),
 ]
 Share = Annotated[
     Fraction,

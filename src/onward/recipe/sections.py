@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from onward.recipe.quantities import Share, Tokens
+from onward.recipe.quantities import Seconds, Share, Tokens
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "piqa")
 """The seven benchmarks of arXiv 2504.09687, by their lm-evaluation-harness names."""
@@ -62,6 +62,7 @@ class Quality(Section):
     """Which quality rules run; null switches a family off."""
 
     paper: PaperRules | None = PaperRules()  # type: ignore[call-arg]
+    """The filters of arXiv 2504.09687."""
 
 
 class HeldOut(Section):
@@ -76,8 +77,8 @@ class HeldOut(Section):
 class SelfReplay(Section):
     """General text sampled from the base model itself, for bases whose training text is not public."""
 
-    tokens: Tokens = 200_000
-    """How many tokens to sample."""
+    tokens: Tokens | None = None
+    """How many tokens to sample; null: what the stages replay, divided by the allowed repetition."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; 1.0 samples the model's own distribution."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -159,7 +160,7 @@ class Forgetting(Section):
     """What keeps the general ability while the domain is learned."""
 
     replay: Share | None = Fraction(5, 100)
-    """Share of the trained tokens that comes from `general`, exact in every window of steps; null: none."""
+    """Share of the packed sequences that comes from `general`, exact in every window of steps; null: none."""
 
     @field_validator("replay")
     @classmethod
@@ -196,6 +197,8 @@ class Training(Section):
     """Positions whose logits exist at one time."""
     checkpoint_tokens: Tokens | None = None
     """Save a resumable state every so many tokens; null: twenty times per run."""
+    checkpoint_seconds: Seconds | None = 1800.0
+    """Save also when so long has passed since the last state (30m); null: by tokens only."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many resumable states between stage ends are kept."""
     tensorboard: bool = False
@@ -234,7 +237,7 @@ class Evaluation(Section):
     data: str | None = None
     """Folder with the benchmarks' original files (offline); null: the Hub."""
     limit: int | None = Field(None, ge=1)
-    """Score the first so many items of a task (of each subject share for MMLU); null: all."""
+    """Score so many items of each task: its first ones, for MMLU spread evenly over the subjects; null: all."""
     held_out_tokens: Tokens | None = 1_000_000
     """Score about so many held-out tokens per corpus, in the order of the split's hash; null: all."""
     resamples: int = Field(2000, ge=100)
@@ -255,12 +258,15 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     """Seed of every random choice: the order of sequences, sampling, bootstrap."""
     model: Model
+    """The base model."""
     corpus: Corpus
     """The domain text."""
     general: Corpus | None = None
     """General text: replayed in training, and its held-out part measures forgetting."""
     training: Training = Training()  # type: ignore[call-arg]
+    """How it is trained."""
     evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
+    """What is scored before and after."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

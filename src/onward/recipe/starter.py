@@ -11,6 +11,9 @@ from onward.errors import UserError
 from onward.recipe.loading import recipe_from_mapping
 from onward.recipe.sections import Training
 
+_SAMPLED = {"self_replay": {}, "quality": "none", "held_out": {"share": "10%"}}
+"""General text when none is given: the base's own samples, without rules made for web pages."""
+
 
 def write_starter(
     path: Path, model: str, corpus: list[str], general: list[str], context_tokens: int | None = None
@@ -25,7 +28,7 @@ def write_starter(
         "name": path.stem,
         "model": {"base": model},
         "corpus": {"sources": [{"path": source} for source in corpus]},
-        "general": {"sources": [{"path": s} for s in general]} if general else {"self_replay": {"tokens": "1M"}},
+        "general": {"sources": [{"path": s} for s in general]} if general else _SAMPLED,
     }
     if context_tokens is not None and context_tokens < Training().sequence_tokens:  # type: ignore[call-arg]
         given["training"] = {"sequence_tokens": context_tokens}

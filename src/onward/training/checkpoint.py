@@ -95,8 +95,11 @@ def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]]) -> Path | 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` resumable states (`step-*`); stage ends (`tokens-*`) stay."""
-    states = sorted(p for p in folder.glob("step-*") if (p / "manifest.json").exists())
-    for path in states[:-keep]:
+    states = sorted(folder.glob("step-*"))
+    complete = [path for path in states if (path / "manifest.json").exists()]
+    for path in complete[:-keep]:
         # The manifest goes first: a folder half removed must not look complete.
         (path / "manifest.json").unlink()
-        shutil.rmtree(path)
+    for path in states:  # those of a removal that was killed too
+        if not (path / "manifest.json").exists():
+            shutil.rmtree(path)

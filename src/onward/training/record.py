@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from onward.artifact import write_text
+
 
 class Record:
     """Appends rows to a run's two record files; rows past the step that a run resumes from are dropped first."""
@@ -12,13 +14,14 @@ class Record:
     def __init__(self, run_folder: Path, first_step: int) -> None:
         run_folder.mkdir(parents=True, exist_ok=True)
         metrics = run_folder / "metrics.jsonl"
-        rows = read_rows(metrics)
-        if any(row["step"] >= first_step for row in rows):
-            aside = run_folder / ".metrics.jsonl.part"
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < first_step))
-            aside.replace(metrics)
+        events = run_folder / "events.jsonl"
+        for path, end in ((metrics, first_step), (events, None)):
+            if path.exists():
+                # Without a last line that a kill has cut: the next row would be appended to it, and both be lost.
+                kept = [row for row in read_rows(path) if end is None or row["step"] < end]
+                write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._metrics = open(metrics, "a", buffering=1)
-        self._events = open(run_folder / "events.jsonl", "a", buffering=1)
+        self._events = open(events, "a", buffering=1)
 
     def metrics(self, **row: Any) -> None:
         """Write one step's figures."""

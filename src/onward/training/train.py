@@ -10,10 +10,9 @@ from typing import Any
 import psutil
 import torch
 
-from onward.artifact import find
+from onward.artifact import disk_errors, find, locked
 from onward.batches import Batch, Batches, plan_batches
-from onward.corpus.packing import load_packing
-from onward.corpus.tokens import TokenStore
+from onward.corpus.store import open_corpus
 from onward.errors import UserError
 from onward.model.load import load_model
 from onward.model.source import ModelSource
@@ -86,9 +85,11 @@ def train(
 
     if find(due[-1].folder, made_at(due[-1].steps)) is not None:
         return due
-    session = _Session(training, base, domain, general, seed, run_folder, made_at)
-    with session.open_record() as record:
-        session.run(due, record, progress or Silent())
+    checkpoints = run_folder / "checkpoints"
+    with locked(checkpoints), disk_errors(checkpoints):
+        session = _Session(training, base, domain, general, seed, run_folder, made_at)
+        with session.open_record() as record:
+            session.run(due, record, progress or Silent())
     return due
 
 
@@ -99,7 +100,7 @@ def _inputs(training: Training, base: ModelSource, domain: Path, general: Path |
         settings.pop("stages")  # a later stage changes nothing before it: see `_inputs_at`
     for name in ("micro_batch_sequences", "gradient_checkpointing", "loss_chunk_tokens", "checkpoint_tokens"):
         settings.pop(name)
-    for name in ("keep_checkpoints", "tensorboard", "maximum_repetition"):
+    for name in ("checkpoint_seconds", "keep_checkpoints", "tensorboard", "maximum_repetition"):
         settings.pop(name)
     corpora = {"domain": domain.name, "general": None if general is None else general.name}
     return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": corpora}
@@ -131,7 +132,7 @@ class _Session:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = read_tokenizer(base.folder)
         folders = [domain] if not self.plan.replay or general is None else [domain, general]
-        corpora = [(TokenStore(folder), load_packing(folder)) for folder in folders]
+        corpora = [open_corpus(folder) for folder in folders]
         self.batches = Batches(self.plan, corpora, padding_id=self.tokenizer.eos_id)
         model = load_model(base, torch.float32, str(self.device))
         self.export_dtype = _stored_dtype(base)
@@ -143,6 +144,7 @@ class _Session:
         self.micro_batch = _micro_batch(training, self.plan.sequences_per_step)
         asked = training.checkpoint_tokens or training.stages[-1] // 20
         self.save_every = max(1, asked // self.plan.step_tokens)
+        self.saved_at = time.monotonic()
 
     @contextmanager
     def open_record(self) -> Iterator[Record]:
@@ -168,7 +170,7 @@ class _Session:
                     if ends:
                         self._save(stage.folder, record, export=True)
                         record.event("stage_end", step=self.step, tokens=stage.tokens, folder=stage.folder.name)
-                    elif self.step % self.save_every == 0 or stop.number is not None:
+                    elif self._state_is_due() or stop.number is not None:
                         self._save(self.checkpoints / f"step-{self.step:08d}", record, export=False)
                     if stop.number is not None:
                         record.event(
@@ -176,6 +178,11 @@ class _Session:
                         )
                         raise Interrupted(stop.number, self.step)
         record.event("finished", step=self.step, tokens=self.step * self.plan.step_tokens)
+
+    def _state_is_due(self) -> bool:
+        seconds = self.training.checkpoint_seconds
+        late = seconds is not None and time.monotonic() - self.saved_at >= seconds
+        return late or self.step % self.save_every == 0
 
     def _one_step(self, stage: Stage, record: Record, progress: Progress, board: Any) -> None:
         started = time.perf_counter()
@@ -241,6 +248,7 @@ class _Session:
         cursor = checkpoint.Cursor(self.step, self.step * self.plan.step_tokens)
         export_to = (self.base.folder, self.export_dtype) if export else None
         checkpoint.save(folder, cursor, self.network.model, self.optimizer, self.made_at(self.step), export_to)
+        self.saved_at = time.monotonic()
         checkpoint.prune(self.checkpoints, self.training.keep_checkpoints)
         record.event("checkpoint", step=self.step, tokens=cursor.tokens, folder=folder.name)
 
