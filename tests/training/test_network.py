@@ -99,9 +99,8 @@ def test_the_start_check_notices_documents_that_see_each_other(tmp_path: Path, m
     hidden = network.hidden
 
     def leaking(b: Batch) -> torch.Tensor:
-        joined = np.where(b.documents_BT >= 0, np.arange(LENGTH), 0)
-        one = Batch(b.ids_BT, b.labels_BT, b.documents_BT, joined, b.general_B)
-        return hidden(one)
+        together = np.where(b.documents_BT >= 0, 0, -1)
+        return hidden(Batch(b.ids_BT, b.labels_BT, together, b.positions_BT, b.general_B))
 
     monkeypatch.setattr(network, "hidden", leaking)
     with pytest.raises(UserError, match=r"not the base model's|see each other"):

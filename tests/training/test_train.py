@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from onward.model.source import describe
 from onward.recipe import Training
 from onward.signals import Interrupted
 from onward.training.record import Record, read_rows
-from onward.training.train import Stage, stage_name, train
+from onward.training.stages import Stage, stage_name
+from onward.training.train import train
 from synthetic import write_corpus, write_model
 
 DOMAIN = [5, 70, 32, 3, 18, 40, 9, 9, 100, 2, 31, 47] * 6
@@ -216,6 +218,35 @@ def test_a_record_cut_by_a_kill_goes_on_where_the_state_is(tmp_path: Path) -> No
     (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 5, "lo')
     Record(tmp_path, first_step=3).close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+def test_a_record_cut_in_its_last_line_loses_that_line_only(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (tmp_path / name).write_text('{"step": 0, "event": "start"}\n{"step": 1, "lo')
+    record = Record(tmp_path, first_step=1)
+    record.metrics(step=1)
+    record.event("resume", step=1)
+    record.close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1]
+    assert [row["event"] for row in read_rows(tmp_path / "events.jsonl")] == ["start", "resume"]
+
+
+def test_an_earlier_stage_that_was_removed_is_made_anew_alone(place: Path) -> None:
+    first = train_in(place, "run")
+    before, curve = weights(first[0]), losses(place / "run")
+    last = (first[1].folder / "manifest.json").stat().st_mtime_ns
+    shutil.rmtree(first[0].folder)
+    again = train_in(place, "run")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(again[0]).items())
+    assert (first[1].folder / "manifest.json").stat().st_mtime_ns == last
+    assert losses(place / "run") == curve
+
+
+def test_a_removal_that_was_killed_is_finished(place: Path) -> None:
+    train_in(place, "run", settings(checkpoint_tokens=192, keep_checkpoints=9, stages=[960]))
+    (place / "run/checkpoints/step-00000002/manifest.json").unlink()
+    train_in(place, "run", settings(checkpoint_tokens=192, keep_checkpoints=9))
+    assert not (place / "run/checkpoints/step-00000002").exists()
 
 
 def test_training_off_the_main_thread_leaves_signals_alone(place: Path) -> None:

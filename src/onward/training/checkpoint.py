@@ -76,8 +76,8 @@ def _moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Te
     return tensors
 
 
-def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]]) -> Path | None:
-    """Return the complete checkpoint with the most steps in `folder`, or None.
+def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]], before: int) -> Path | None:
+    """Return the complete checkpoint with the most steps, but fewer than `before`, in `folder`, or None.
 
     Raises UserError, naming the field, when it was made from other inputs than `made_at(step)`.
     """
@@ -86,6 +86,7 @@ def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]]) -> Path | 
         manifest = read_manifest(path.parent)
         if manifest is not None and manifest.kind == "checkpoint" and not path.parent.name.startswith("."):
             steps[path.parent] = int(manifest.made_from["step"])
+    steps = {path: step for path, step in steps.items() if step < before}
     if not steps:
         return None
     best = max(steps, key=lambda path: (steps[path], path.name))

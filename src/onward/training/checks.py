@@ -68,7 +68,7 @@ def _isolation(network: Network, batch: Batch, vocabulary_size: int) -> float:
     """Replace the first document of every row by other tokens; return how far the other documents moved."""
     first = batch.documents_BT == 0
     changed = replace(batch, ids_BT=np.where(first, (batch.ids_BT + 1) % vocabulary_size, batch.ids_BT))
-    others = torch.from_numpy((batch.documents_BT > 0)[batch.documents_BT >= 0])
+    others = torch.from_numpy(batch.documents_BT > 0).view(-1)
     if not others.any():
         return 0.0
     before, after = (network.hidden(b)[others.to(network.device)].float() for b in (batch, changed))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from onward.batches import NO_TARGET
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the token losses; gradients are formed chunk by chunk in the forward pass, so no logits survive it."""
@@ -32,14 +34,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk]
             logits = F.linear(hidden, weight, bias).float()
-            normaliser = logits.logsumexp(dim=-1)
+            labelled = labels != NO_TARGET
+            labels = labels.clamp(min=0)
+            # All in place: a second buffer of the logits' size costs more in fresh memory than in arithmetic.
+            logits.sub_(logits.amax(dim=-1, keepdim=True))
             target = logits.gather(1, labels[:, None]).squeeze(1)
-            total += (normaliser - target).sum()
+            exponentials = logits.exp_()
+            normaliser = exponentials.sum(dim=-1)
+            total += ((normaliser.log() - target) * labelled).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = softmax - one-hot, made in place of the logits
-            gradient = logits.sub_(normaliser[:, None]).exp_()
+            # d loss / d logits = softmax - one-hot
+            gradient = exponentials.div_(normaliser[:, None])
             gradient[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+            gradient[~labelled] = 0.0
             narrow = gradient.to(computed)
             grad_hidden[start : start + chunk] = narrow @ weight
             grad_weight += narrow.T @ hidden
@@ -70,7 +78,9 @@ def summed_loss(
     chunk: int,
     bias_V: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the sum of the cross-entropies in nats (fp32 log-sum-exp) of already selected, labelled positions.
+    """Return the sum of the cross-entropies in nats (fp32 log-sum-exp) over the positions that have a target.
+
+    labels_N: NO_TARGET where a position has none; it adds nothing to the sum nor to the gradients.
 
     Divide by the labelled tokens of the whole global batch, not of this part (contract 4).
     """

@@ -1,6 +1,6 @@
 """The model as the training step sees it: packed rows in, the summed loss of the labelled tokens out.
 
-Shapes: B rows, T positions, N = B x T positions without padding, H heads, D width (of a head in attention).
+Shapes: B rows, T positions, N = B x T positions, H heads, D width (of a head in attention).
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from onward.batches import NO_TARGET, Batch
+from onward.batches import Batch
 from onward.errors import UserError
 from onward.training.loss import summed_loss
 
@@ -43,11 +43,13 @@ def attend_within_documents(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     parts = []
-    for start, stop in document_bounds:
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+    # One split, not a slice per document: the gradient of a slice is a whole tensor of zeros around it.
+    lengths = [stop - start for start, stop in document_bounds]
+    documents = zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
+    for length, (q, k, v) in zip(lengths, documents, strict=True):
         band = None
-        if sliding_window is not None and stop - start > sliding_window:
-            distance = torch.arange(stop - start, device=q.device)
+        if sliding_window is not None and length > sliding_window:
+            distance = torch.arange(length, device=q.device)
             distance = distance[:, None] - distance[None, :]
             band = (distance >= 0) & (distance < sliding_window)
         parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling))
@@ -97,10 +99,14 @@ class Network:
             )
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """Return the last hidden states [N, D] of the positions that hold tokens, row by row, padding left out."""
-        kept = batch.documents_BT >= 0
-        ids, positions = (torch.from_numpy(x[kept])[None].to(self.device) for x in (batch.ids_BT, batch.positions_BT))
-        starts = np.flatnonzero(batch.positions_BT[kept] == 0).tolist()
+        """Return the last hidden states [N, D] of all positions, row after row.
+
+        Padding is computed as one more document, so every micro-batch has the same shapes: with varying ones the
+        allocator's memory grew to three times the need within a hundred steps.
+        """
+        ids, positions = (torch.from_numpy(x).view(1, -1).to(self.device) for x in (batch.ids_BT, batch.positions_BT))
+        begins = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
+        starts = np.flatnonzero(begins).tolist()
         bounds = list(zip(starts, [*starts[1:], ids.shape[1]], strict=True))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16):
             out = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, document_bounds=bounds)
@@ -109,13 +115,10 @@ class Network:
 
     def summed_loss(self, batch: Batch) -> torch.Tensor:
         """Return the sum over the labelled positions of their cross-entropy in nats."""
-        hidden = self.hidden(batch)
-        labels = torch.from_numpy(batch.labels_BT[batch.documents_BT >= 0]).to(self.device)
-        chosen = torch.nonzero(labels != NO_TARGET).squeeze(1)
+        hidden = self.hidden(batch).to(self._precision)
+        labels = torch.from_numpy(batch.labels_BT).view(-1).to(self.device)
         head = self.model.get_output_embeddings()
-        return summed_loss(
-            hidden[chosen].to(self._precision), head.weight, labels[chosen], self._chunk, getattr(head, "bias", None)
-        )
+        return summed_loss(hidden, head.weight, labels, self._chunk, getattr(head, "bias", None))
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

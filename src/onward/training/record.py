@@ -9,16 +9,20 @@ from onward.artifact import write_text
 
 
 class Record:
-    """Appends rows to a run's two record files; rows past the step that a run resumes from are dropped first."""
+    """Appends rows to a run's two record files; rows of the steps that are made anew are dropped first.
 
-    def __init__(self, run_folder: Path, first_step: int) -> None:
+    These are the steps from first_step up to, but not, last_step (None: all).
+    """
+
+    def __init__(self, run_folder: Path, first_step: int, last_step: int | None = None) -> None:
         run_folder.mkdir(parents=True, exist_ok=True)
         metrics = run_folder / "metrics.jsonl"
         events = run_folder / "events.jsonl"
-        for path, end in ((metrics, first_step), (events, None)):
+        rows = read_rows(metrics)
+        self._later = [row for row in rows if last_step is not None and row["step"] >= last_step]
+        # Files are rewritten without a last line that a kill has cut: the next row would be appended to it.
+        for path, kept in ((metrics, [row for row in rows if row["step"] < first_step]), (events, read_rows(events))):
             if path.exists():
-                # Without a last line that a kill has cut: the next row would be appended to it, and both be lost.
-                kept = [row for row in read_rows(path) if end is None or row["step"] < end]
                 write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._metrics = open(metrics, "a", buffering=1)
         self._events = open(events, "a", buffering=1)
@@ -33,7 +37,9 @@ class Record:
         self._events.write(json.dumps({"time": time, "event": event, **facts}) + "\n")
 
     def close(self) -> None:
-        """Close both files."""
+        """Put back the rows of later steps and close both files."""
+        for row in self._later:
+            self.metrics(**row)
         self._metrics.close()
         self._events.close()
 
