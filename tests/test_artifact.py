@@ -26,6 +26,7 @@ def test_a_built_artifact_is_found_by_what_it_was_made_from(tmp_path: Path) -> N
     assert manifest.fingerprint == fingerprint(MADE_FROM)
     assert manifest.files["inner/data.txt"]["bytes"] == len("content")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one"]
+    assert (tmp_path / "one" / "inner" / "data.txt").stat().st_mode & 0o777 == 0o644
 
 
 def test_absence_is_none_and_a_change_is_named(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def fake_api(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onward.evaluation.scores import HeldOutScore, Scores
     from onward.pipeline import Corpora, Run, RunResult
     from onward.reporting import Findings, ReportFiles
-    from onward.training.train import Stage
+    from onward.training.stages import Stage
 
     none = Count()
     ledger = Ledger(none, {}, none, none, none, none, 0, 0, 0, 0, 0, 512, ())

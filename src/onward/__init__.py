@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onward.pipeline import Corpora, RunResult
     from onward.recipe import Recipe
     from onward.reporting.report import ReportFiles
-    from onward.training.train import Stage
+    from onward.training.stages import Stage
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "prepare", "report", "run", "train"]

@@ -4,9 +4,11 @@ An artifact is complete when its manifest exists. It is built in a folder beside
 manifest last, and renamed into place, so a kill at any moment leaves either no artifact or a whole one.
 """
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,14 @@ import xxhash
 from onward.errors import UserError
 
 MANIFEST = "manifest.json"
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "writing is not permitted",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,7 @@ def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial
 def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+        path.chmod(0o644 & ~_umask())  # safetensors writes for its owner alone; a released model is to be read
         files[path.relative_to(aside).as_posix()] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
         _sync(path)
     flat = json.loads(json.dumps(flatten(made_from), default=str))
@@ -140,6 +151,12 @@ def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]
         shutil.rmtree(folder)
     aside.rename(folder)
     _sync(folder.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -168,22 +185,27 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a UserError that says where and how much is left."""
+    """Turn a full or read-only disk, or a file in the way, into a UserError that says where and how much is left."""
     try:
         yield
-    except OSError as error:
-        reasons = {
-            28: "the disk is full",
-            30: "the disk is read-only",
-            13: "writing is not permitted",
-            122: "the disk quota is used up",
-        }
-        if error.errno not in reasons:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number_within(error)
+        if number not in _DISK_ERRORS:
             raise
-        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        where = Path(getattr(error, "filename", None) or folder)
+        existing = next(p for p in (where, *where.parents) if p.exists())
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            todo = "remove it or choose another place with --cache and --runs"
+            raise UserError(_DISK_ERRORS[number], str(existing), todo=todo) from error
         free = shutil.disk_usage(existing).free
         todo = "free some space or choose another place with --cache and --runs; finished work is kept"
-        raise UserError(reasons[error.errno], str(folder), f"{free / 1e6:.0f} MB free", todo=todo) from error
+        raise UserError(_DISK_ERRORS[number], str(where), f"{free / 1e6:.0f} MB free", todo=todo) from error
+
+
+def _number_within(error: Exception) -> int | None:
+    """Libraries written in Rust (safetensors) tell the number of a system's error only in their message."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -191,11 +213,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from making `folder` at the same time; raises UserError when one is at it already."""
     path = folder.parent / f".{folder.name}.lock"
     with disk_errors(folder):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            todo = "remove it or choose another place with --cache and --runs"
-            raise UserError("a file stands where a folder is needed", str(error.filename), todo=todo) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
     with file:
         try:

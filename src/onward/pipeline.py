@@ -24,7 +24,7 @@ from onward.recipe import Corpus, Recipe, SelfReplay, load_recipe
 if TYPE_CHECKING:
     from onward.evaluation.scores import Scores
     from onward.reporting.report import ReportFiles
-    from onward.training.train import Stage
+    from onward.training.stages import Stage
 
 _MAY_CHANGE = (
     "training.micro_batch_sequences",
@@ -163,7 +163,7 @@ class Run:
 
     def scores(self) -> "tuple[Scores, ...]":
         """Score the base and every stage whose checkpoint is complete, the base first."""
-        from onward.training.train import stages_of
+        from onward.training.stages import stages_of
 
         stages = stages_of(self.recipe.training, self.recipe.seed, self.folder)
         trained = [stage for stage in stages if read_manifest(stage.folder) is not None]
@@ -305,12 +305,16 @@ def _parameters(base: ModelSource) -> int:
     """Count the parameters from the safetensors headers or the state dict, tied ones once, without loading them."""
     from math import prod
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for path in base.folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        try:
+            with safe_open(path, "numpy") as file:
+                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            todo = "restore or download the file again"
+            raise UserError("the model's weights are damaged", str(path), str(error), todo=todo) from error
     if total == 0:
         from onward.model.load import load_model
 

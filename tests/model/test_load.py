@@ -99,6 +99,18 @@ def test_a_text_cannot_spell_the_end_of_a_document(tmp_path: Path) -> None:
     assert found.decode(ids) == f"before{END}after"
 
 
+def test_reading_a_tokenizer_as_written_equals_reading_it_with_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path)
+    as_written = read_tokenizer(folder)
+    monkeypatch.setattr("onward.model.tokenizer._as_written", lambda _: None)
+    slow = read_tokenizer(folder)
+    assert json.loads(as_written.json) == json.loads(slow.json)
+    ids = "eos_id", "bos_id", "prefix_id", "unknown_id", "vocabulary_size"
+    assert [getattr(as_written, name) for name in ids] == [getattr(slow, name) for name in ids]
+
+
 def test_real_tokenizers_have_an_end_of_text(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "eos_token_id": 50256, "bos_token_id": 50256})

@@ -1,6 +1,7 @@
 """Sorting: every document goes to exactly one end, in the order of reading, and the tally counts it there."""
 
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -68,11 +69,10 @@ class Sorter:
 
     def __exit__(self, *failure: object) -> None:
         """Finish every file."""
-        self._tokens.close()
-        if self._documents is not None:
-            self._documents.close()
-        self._dropped.close()
-        self._held_out.close()
+        with ExitStack() as closing:  # all of them, though one fails (the disk is full)
+            for file in (self._held_out, self._dropped, self._documents, self._tokens):
+                if file is not None:
+                    closing.callback(file.close)
 
     def _unreadable(self, item: Unreadable) -> None:
         self.tally.read += Count(1, 0)

@@ -96,11 +96,11 @@ class HeldOutWriter:
 
     def close(self) -> None:
         """Sort, write, and remove the waiting file."""
-        ends = [*self._starts[1:], self._file.tell()]
-        rows = RowWriter(self._folder / HELD_OUT_FILE, HELD_OUT)
-        for n in np.argsort(np.array(self._hashes, dtype=np.uint64), kind="stable").tolist():
-            self._file.seek(self._starts[n])
-            rows.add(*orjson.loads(self._file.read(ends[n] - self._starts[n])))
-        rows.close()
-        self._file.close()
+        with self._file as file:
+            ends = [*self._starts[1:], file.tell()]
+            rows = RowWriter(self._folder / HELD_OUT_FILE, HELD_OUT)
+            for n in np.argsort(np.array(self._hashes, dtype=np.uint64), kind="stable").tolist():
+                file.seek(self._starts[n])
+                rows.add(*orjson.loads(file.read(ends[n] - self._starts[n])))
+            rows.close()
         self._spill.unlink()

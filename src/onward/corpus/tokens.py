@@ -85,11 +85,11 @@ class TokenWriter:
     def close(self) -> None:
         """Write the last shard's length into its header."""
         if self._file is not None:
-            length = self._file.tell()
-            self._file.seek(0)
-            self._header(self._file)
-            assert self._file.tell() == length - self._in_shard * self._dtype.itemsize, "the header kept its size"
-            self._file.close()
+            with self._file as file:
+                length = file.tell()
+                file.seek(0)
+                self._header(file)
+                assert file.tell() == length - self._in_shard * self._dtype.itemsize, "the header kept its size"
             self._file = None
 
     def _open_next(self) -> None:

@@ -17,6 +17,7 @@ def load_model(source: ModelSource | Path, dtype: "torch.dtype | None" = None, d
     Raises UserError when the architecture needs remote code, weights are missing, or tensors do not fit.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = source if isinstance(source, ModelSource) else describe(source)
@@ -32,7 +33,7 @@ def load_model(source: ModelSource | Path, dtype: "torch.dtype | None" = None, d
             weights_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         expected = "a decoder-only model whose code is part of transformers, with safetensors weights"
         got = str(error).split("\n")[0][:300]
         raise UserError("the model cannot be loaded", str(source.folder), got, expected) from error

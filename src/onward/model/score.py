@@ -65,7 +65,7 @@ def encode_requests(tokenizer: "LoadedTokenizer", pairs: Sequence[tuple[str, str
     for context, continuation in pairs:
         texts += [context.rstrip(), context + continuation]
     unique = list(dict.fromkeys(texts))
-    encoded = dict(zip(unique, tokenizer.encode_batch(unique), strict=True))
+    encoded = dict(zip(unique, tokenizer.encode_batch(unique, reads_special=True), strict=True))
     prefix = str(tokenizer.fast().id_to_token(tokenizer.prefix_id))
 
     def ids(text: str) -> tuple[int, ...]:

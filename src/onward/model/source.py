@@ -50,9 +50,16 @@ def resolve(base: str, revision: str | None = None) -> ModelSource:
 
 
 def describe(folder: Path, name: str | None = None, revision: str | None = None) -> ModelSource:
-    """Return the ModelSource of a folder; raises UserError when it holds no config.json."""
+    """Return the ModelSource of a folder; raises UserError when it holds no (whole) config.json."""
     if not (folder / "config.json").is_file():
         raise UserError("this folder holds no model", str(folder), expected="config.json, weights and tokenizer files")
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        todo = "restore or download the file again"
+        raise UserError(
+            "the model's configuration is damaged", str(folder / "config.json"), str(error), "JSON", todo
+        ) from None
     return ModelSource(name or str(folder), folder, revision, _license(folder), _fingerprint(folder))
 
 

@@ -33,11 +33,16 @@ class LoadedTokenizer:
 
     def fast(self) -> "Tokenizer":
         """Return the live tokenizer, made once per process."""
-        return _from_json(self.json)
+        return _from_json(self.json, reads_special=True)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts as plain text: nothing is added, and a special token spelt out in a text is ordinary text."""
-        return [encoding.ids for encoding in self.fast().encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_batch(self, texts: list[str], reads_special: bool = False) -> list[list[int]]:
+        """Encode texts, adding nothing.
+
+        reads_special: take a special token spelt out in a text for the token, as lm-eval does with its prompts. A
+        document must not be able to end itself, so for documents it is ordinary text.
+        """
+        tokenizer = _from_json(self.json, reads_special)
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         """Decode ids, special tokens left out."""
@@ -45,12 +50,11 @@ class LoadedTokenizer:
 
 
 @lru_cache(maxsize=4)
-def _from_json(text: str) -> "Tokenizer":
+def _from_json(text: str, reads_special: bool) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(text)
-    # A document that spells a special token (`<|endoftext|>`) must not be able to end itself.
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not reads_special
     return tokenizer
 
 
@@ -62,7 +66,7 @@ def load_tokenizer(base: str, revision: str | None = None) -> LoadedTokenizer:
 def read_tokenizer(folder: Path) -> LoadedTokenizer:
     """Read the tokenizer files of a model folder: tokenizer.json, or a sentencepiece tokenizer.model."""
     config = json.loads((folder / "config.json").read_bytes())
-    loaded = _load(folder)
+    loaded = _as_written(folder) or _load(folder)
     fast = loaded.backend_tokenizer
     fast.no_truncation()
     fast.no_padding()
@@ -89,6 +93,35 @@ def _first(value: Any) -> int | None:
     """Configurations write one id, or a list of ids whose first ends a text."""
     first = value[0] if isinstance(value, list) else value
     return None if first is None else int(first)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What transformers would make of a tokenizer.json that is used as it is written."""
+
+    backend_tokenizer: Any
+    eos_token_id: int | None
+    bos_token_id: int | None
+    unk_token_id: int | None
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+
+def _as_written(folder: Path) -> _Written | None:
+    """Read tokenizer.json without transformers (a second of imports) where its class changes nothing about it."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+        if settings.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            return None
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # tokenizers raises the bare class; transformers then tries, and words what is wrong
+        return None
+    names = [settings.get(f"{kind}_token") for kind in ("eos", "bos", "unk")]
+    texts = [name.get("content") if isinstance(name, dict) else name for name in names]
+    return _Written(tokenizer, *(None if text is None else tokenizer.token_to_id(text) for text in texts))
 
 
 def _load(folder: Path) -> Any:

@@ -193,8 +193,8 @@ class Training(Section):
     """Compute precision; master weights are always fp32. auto: bf16 where the device computes it natively."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    loss_chunk_tokens: int = Field(2048, ge=1)
-    """Positions whose logits exist at one time."""
+    loss_chunk_tokens: int | Literal["auto"] = "auto"
+    """Positions whose logits exist at one time; it changes speed and memory, never the mathematics."""
     checkpoint_tokens: Tokens | None = None
     """Save a resumable state every so many tokens; null: twenty times per run."""
     checkpoint_seconds: Seconds | None = 1800.0
@@ -211,11 +211,11 @@ class Training(Section):
             raise ValueError("stages are cumulative: at least one, each larger than the one before (400M, 1B)")
         return stages
 
-    @field_validator("micro_batch_sequences")
+    @field_validator("micro_batch_sequences", "loss_chunk_tokens")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("at least one sequence, or auto")
+            raise ValueError("at least one, or auto")
         return value
 
     @model_validator(mode="after")
