@@ -10,11 +10,13 @@ Each part alone takes the same arguments: a recipe (a path, a packaged name, or 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onward.artifact import Folders
     from onward.evaluation.scores import Scores
     from onward.pipeline import Corpora, RunResult
+    from onward.progress import Progress
     from onward.recipe import Recipe
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
@@ -23,36 +25,71 @@ __version__ = "0.1.0"
 __all__ = ["evaluate", "prepare", "report", "run", "train"]
 
 
-def run(recipe: "Recipe | str | Path", overrides: Sequence[str] = (), **places: Any) -> "RunResult":
-    """Do the whole of a recipe, or what is left of it. places: folders, progress, workers of `onward.pipeline.Run`."""
+def run(
+    recipe: "Recipe | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    folders: "Folders | None" = None,
+    progress: "Progress | None" = None,
+    workers: int | None = None,
+) -> "RunResult":
+    """Do the whole of a recipe, or what is left of it. The keywords are those of `onward.pipeline.Run`."""
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, **places).all()
+    return Run(recipe, overrides, folders, progress, workers).all()
 
 
-def prepare(recipe: "Recipe | str | Path", overrides: Sequence[str] = (), **places: Any) -> "Corpora":
+def prepare(
+    recipe: "Recipe | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    folders: "Folders | None" = None,
+    progress: "Progress | None" = None,
+    workers: int | None = None,
+) -> "Corpora":
     """Prepare the recipe's corpora: read, filter, deduplicate, hold out, tokenise, pack."""
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, **places).corpora
+    return Run(recipe, overrides, folders, progress, workers).corpora
 
 
-def train(recipe: "Recipe | str | Path", overrides: Sequence[str] = (), **places: Any) -> "tuple[Stage, ...]":
+def train(
+    recipe: "Recipe | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    folders: "Folders | None" = None,
+    progress: "Progress | None" = None,
+    workers: int | None = None,
+) -> "tuple[Stage, ...]":
     """Train all stages of the recipe (preparing the corpora first where that is due)."""
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, **places).train()
+    return Run(recipe, overrides, folders, progress, workers).train()
 
 
-def evaluate(recipe: "Recipe | str | Path", overrides: Sequence[str] = (), **places: Any) -> "tuple[Scores, ...]":
+def evaluate(
+    recipe: "Recipe | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    folders: "Folders | None" = None,
+    progress: "Progress | None" = None,
+    workers: int | None = None,
+) -> "tuple[Scores, ...]":
     """Score the base and every stage that is trained; the base comes first."""
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, **places).scores()
+    return Run(recipe, overrides, folders, progress, workers).scores()
 
 
-def report(recipe: "Recipe | str | Path", overrides: Sequence[str] = (), **places: Any) -> "ReportFiles":
+def report(
+    recipe: "Recipe | str | Path",
+    overrides: Sequence[str] = (),
+    *,
+    folders: "Folders | None" = None,
+    progress: "Progress | None" = None,
+    workers: int | None = None,
+) -> "ReportFiles":
     """Write the report of whatever the run has so far."""
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, **places).report()
+    return Run(recipe, overrides, folders, progress, workers).report()

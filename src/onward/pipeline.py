@@ -1,6 +1,8 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,31 +17,21 @@ from onward.artifact import Folders, flatten, read_manifest, write_json, write_t
 from onward.batches import plan_batches
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.errors import UserError
-from onward.model.source import ModelSource, resolve
+from onward.model.source import ModelSource, describe, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.plan import Plan, check_model, plan_run, wanted_tokens
 from onward.progress import Progress, Silent
-from onward.recipe import Corpus, Recipe, SelfReplay, load_recipe
+from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
+from onward.recipe.sections import as_path
+from onward.training.stages import COST_KNOBS
 
 if TYPE_CHECKING:
     from onward.evaluation.scores import Scores
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
 
-_MAY_CHANGE = (
-    "training.micro_batch_sequences",
-    "training.gradient_checkpointing",
-    "training.loss_chunk_tokens",
-    "training.checkpoint_tokens",
-    "training.checkpoint_seconds",
-    "training.keep_checkpoints",
-    "training.tensorboard",
-    "training.maximum_repetition",
-    "training.stages",
-)
+_MAY_CHANGE = (*(f"training.{knob}" for knob in COST_KNOBS), "training.stages")
 """Knobs that a run may change between two starts: they alter its cost or its length, not what is computed."""
-
-
 _LEAST_SAMPLED_TOKENS = 20_000
 """Self-replay samples at least so much: fewer documents would measure nothing when a part is held out."""
 
@@ -92,8 +84,9 @@ class Run:
 
     @cached_property
     def base(self) -> ModelSource:
-        """The base model's files."""
-        return resolve(self.recipe.model.base, self.recipe.model.revision)
+        """The base model's files; a run that has results stays with the commit it began with."""
+        began_with = self._recorded.get("model", {}).get("revision") if self._has_results else None
+        return resolve(self.recipe.model.base, self.recipe.model.revision or began_with)
 
     @cached_property
     def tokenizer(self) -> LoadedTokenizer:
@@ -105,13 +98,23 @@ class Run:
     @cached_property
     def corpora(self) -> Corpora:
         """Prepared domain and general text."""
+        self._check_evaluation()
         needed_domain, needed_general = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
-        general = self._sized(self.recipe.general, needed_general)
+        domain, general = self.recipe.corpus, self.recipe.general
+        wanted = {"domain": wanted_tokens(domain, needed_domain, self.recipe)}
+        if general is not None:
+            wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
+            wanted["sampled"] = self._sampled_tokens(general, needed_general)
+        if self._has_results:  # a stage more repeats this text within its cap; more text would be another corpus
+            wanted |= self._recorded.get("prepared_for", {})
+        if general is not None and general.self_replay is not None:
+            sized = general.self_replay.model_copy(update={"tokens": wanted["sampled"]})
+            general = general.model_copy(update={"self_replay": sized})
         corpora = Corpora(
-            self._prepare(self.recipe.corpus, needed_domain, "domain"),
-            None if general is None else self._prepare(general, needed_general, "general"),
+            self._prepare(domain, wanted["domain"], "domain"),
+            None if general is None else self._prepare(general, wanted["general"], "general"),
         )
-        self._write_pointers(corpora)
+        self._record(corpora={name: str(folder) for name, folder in corpora.paths().items()}, prepared_for=wanted)
         return corpora
 
     @cached_property
@@ -127,7 +130,7 @@ class Run:
 
         evaluation, held_out, seed = self.recipe.evaluation, self.corpora.paths(), self.recipe.seed
         folder = base_scores_folder(self.folders, self.base, evaluation=evaluation, held_out=held_out, seed=seed)
-        self._write_pointers(self.corpora, folder)
+        self._record(base_scores=str(folder))
         return evaluate(
             self.base, evaluation=evaluation, held_out=held_out, folder=folder, seed=seed, progress=self.progress
         )
@@ -152,11 +155,15 @@ class Run:
         """Score the checkpoint at a stage's end."""
         from onward.evaluation.evaluate import evaluate
 
+        folder = self.folder / "scores" / stage.folder.name
+        scored, model = read_manifest(folder), describe(stage.model)
+        if scored is not None and scored.made_from.get("model") != model.fingerprint:
+            shutil.rmtree(folder)  # the checkpoint was made anew, and not to the same bits: another device, say
         return evaluate(
-            stage.model,
+            model,
             evaluation=self.recipe.evaluation,
             held_out=self.corpora.paths(),
-            folder=self.folder / "scores" / stage.folder.name,
+            folder=folder,
             seed=self.recipe.seed,
             progress=self.progress,
         )
@@ -186,24 +193,40 @@ class Run:
             scores.append(self.score_stage(stages[-1]))
         return RunResult(self.folder, plan, stages, base_scores, tuple(scores), self.report())
 
-    def _sized(self, general: Corpus | None, needed_sequences: int) -> Corpus | None:
-        """Give self-replay its number of tokens where the recipe leaves it open."""
-        if general is None or general.self_replay is None or general.self_replay.tokens is not None:
-            return general
+    def _sampled_tokens(self, general: Corpus, needed_sequences: int) -> int:
+        """How many tokens self-replay samples: the recipe's number, or what the stages need of it."""
+        if general.self_replay is None:
+            return 0
+        if general.self_replay.tokens is not None:
+            return general.self_replay.tokens
         training = self.recipe.training
-        tokens = ceil(needed_sequences * training.sequence_tokens / training.maximum_repetition)
+        tokens = needed_sequences * training.sequence_tokens / training.maximum_repetition
         if not general.held_out.sources:  # a part of the samples is held out and not replayed
-            tokens = ceil(tokens / (1 - general.held_out.share))
+            tokens /= 1 - float(general.held_out.share)
         # Short samples leave padding; a tenth more keeps the repetition under its cap.
-        replay = general.self_replay.model_copy(update={"tokens": max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)})
-        return general.model_copy(update={"self_replay": replay})
+        return max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)
 
-    def _prepare(self, corpus: Corpus, needed_sequences: int, label: str) -> PreparedCorpus:
+    def _check_evaluation(self) -> None:
+        """Find a misspelt task or a missing data folder before hours are spent; raises UserError."""
+        evaluation = self.recipe.evaluation
+        if evaluation.tasks and evaluation.data is not None:
+            from onward.tasks.local import data_fingerprints
+
+            data_fingerprints(evaluation.tasks, as_path(evaluation.data))
+        others = [task for task in evaluation.tasks if task not in TASKS]
+        if others:
+            from onward.tasks.harness import definitions
+
+            for task in others:
+                definitions(task)
+
+    def _prepare(self, corpus: Corpus, wanted: int, label: str) -> PreparedCorpus:
+        recorded = self._recorded.get("corpora", {}).get(label) if self._has_results else None
         return prepare(
             corpus,
             tokenizer=self.tokenizer,
             sequence_tokens=self.recipe.training.sequence_tokens,
-            wanted_tokens=wanted_tokens(corpus, needed_sequences, self.recipe),
+            wanted_tokens=wanted,
             seed=self.recipe.seed,
             folders=self.folders,
             generate=self._generate,
@@ -211,6 +234,7 @@ class Run:
             workers=self.workers,
             progress=self.progress,
             label=label,
+            only=None if recorded is None else Path(recorded),
         )
 
     def _generate(self, settings: SelfReplay, seed: int) -> Iterator[str]:
@@ -226,10 +250,7 @@ class Run:
         """
         path = self.folder / "recipe.yaml"
         content = self.recipe.model_dump(mode="json")
-        has_results = any(self.folder.glob("checkpoints/*/manifest.json")) or any(
-            self.folder.glob("scores/*/manifest.json")
-        )
-        if has_results and path.exists():
+        if self._has_results and path.exists():
             # Read as a recipe, so that a knob which is new since then has its default and is no difference.
             before, now = flatten(load_recipe(path).model_dump(mode="json")), flatten(content)
             # With one decay over the whole run its length is part of the mathematics.
@@ -245,18 +266,25 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         environment = self.folder / "environment.json"
-        if not (has_results and environment.exists()):
+        if not (self._has_results and environment.exists()):
             write_json(environment, describe_environment())
 
-    def _write_pointers(self, corpora: Corpora, base_scores: Path | None = None) -> None:
-        """Say in the run's folder where the shared artifacts are, for the report and for people."""
+    @property
+    def _has_results(self) -> bool:
+        """Whether something was computed that must stay comparable."""
+        kinds = ("checkpoints", "scores")
+        return any(any(self.folder.glob(f"{kind}/*/manifest.json")) for kind in kinds)
+
+    @property
+    def _recorded(self) -> dict[str, Any]:
         path = self.folder / "artifacts.json"
-        known: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        known["corpora"] = {name: str(folder) for name, folder in corpora.paths().items()}
-        known["model"] = {**asdict(self.base), "folder": str(self.base.folder)}
-        if base_scores is not None:
-            known["base_scores"] = str(base_scores)
-        write_json(path, known)
+        content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return content
+
+    def _record(self, **pointers: Any) -> None:
+        """Say in the run's folder where the shared artifacts are, for the report and for people."""
+        model = {**asdict(self.base), "folder": str(self.base.folder)}
+        write_json(self.folder / "artifacts.json", {**self._recorded, "model": model, **pointers})
 
 
 def describe_environment() -> dict[str, Any]:
@@ -280,7 +308,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "accelerator": _accelerator(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -296,9 +324,11 @@ def _processor() -> str:
 
 
 def _accelerator() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    """The first NVIDIA GPU's name as its driver tells it; torch, which would know too, takes seconds to import."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text().splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), path.parent.name)
+    return None
 
 
 def _parameters(base: ModelSource) -> int:

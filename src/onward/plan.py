@@ -36,8 +36,6 @@ class Plan:
     general_sequences_available: int
     general_repetition: float
     parameters: int
-    memory_bytes: int | None
-    seconds: float | None
     disk_bytes: int | None
 
 
@@ -102,8 +100,6 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
         general_sequences_available=available_general,
         general_repetition=needed_general / available_general if available_general else 0.0,
         parameters=parameters,
-        memory_bytes=None,
-        seconds=None,
         disk_bytes=state * (recipe.training.keep_checkpoints + 1) + len(batches.stage_steps) * (state + parameters * 4),
     )
 

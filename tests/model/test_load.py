@@ -8,7 +8,7 @@ from onward.errors import UserError
 from onward.model.generate import sample_documents
 from onward.model.load import export_model, load_model
 from onward.model.source import describe, resolve
-from onward.model.tokenizer import load_tokenizer, read_tokenizer
+from onward.model.tokenizer import read_tokenizer
 from onward.recipe import SelfReplay
 from synthetic import END, llama_config, write_byte_tokenizer, write_model
 
@@ -84,7 +84,7 @@ def test_an_export_opens_with_the_same_weights(tmp_path: Path, tied: bool, dtype
 def test_a_tokenizer_knows_its_special_ids_and_comes_back_from_its_bytes(tmp_path: Path) -> None:
     import pickle
 
-    found = load_tokenizer(str(write_model(tmp_path)))
+    found = read_tokenizer(write_model(tmp_path))
     assert (found.eos_id, found.bos_id, found.prefix_id, found.vocabulary_size) == (0, None, 0, 257)
     text = "two\nlines, naïve"
     (ids,) = pickle.loads(pickle.dumps(found)).encode_batch([text])
@@ -93,7 +93,7 @@ def test_a_tokenizer_knows_its_special_ids_and_comes_back_from_its_bytes(tmp_pat
 
 
 def test_a_text_cannot_spell_the_end_of_a_document(tmp_path: Path) -> None:
-    found = load_tokenizer(str(write_model(tmp_path)))
+    found = read_tokenizer(write_model(tmp_path))
     (ids,) = found.encode_batch([f"before{END}after"])
     assert found.eos_id not in ids
     assert found.decode(ids) == f"before{END}after"

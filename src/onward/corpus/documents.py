@@ -76,7 +76,8 @@ def from_text(text: str, name: str, source: str, where: str, group: str | None =
         yield Document(name, text, source, group)
     else:
         for number, part in enumerate(cut(text, MAXIMUM_CHARACTERS), start=1):
-            yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group)
+            # The parts stand on one side of the held-out split, as the whole would.
+            yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group or name)
 
 
 def cut(text: str, characters: int) -> Iterator[str]:

@@ -121,10 +121,11 @@ def _best_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int
     for end in run_ends.tolist() if len(lengths) else []:
         length = int(lengths[placed])
         while placed < end:
-            left = room.smallest(length) or capacity
+            fitting = room.smallest(length)
+            left = fitting or capacity
             each = left // length
             wanted = -(-(end - placed) // each)
-            if left == capacity and not room.holds(capacity):
+            if fitting is None:
                 chosen = np.arange(opened, opened + wanted)
                 opened += wanted
             else:
@@ -145,10 +146,6 @@ class _Rooms:
     def __init__(self) -> None:
         self._sequences: dict[int, deque[NDArray[np.int64]]] = {}
         self._present = 0  # bit r is set when some sequence has room r: the next larger room is one shift away
-
-    def holds(self, room: int) -> bool:
-        """Whether a sequence has exactly this room."""
-        return bool(self._present >> room & 1)
 
     def smallest(self, least: int) -> int | None:
         """Return the smallest room of at least `least`, None when every sequence is fuller."""

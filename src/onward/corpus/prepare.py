@@ -68,12 +68,14 @@ def prepare(
     workers: int | None = None,
     progress: Progress = _SILENT,
     label: str = "domain",
+    only: Path | None = None,
 ) -> PreparedCorpus:
     """Prepare a corpus, or return at once when exactly this one is there.
 
     wanted_tokens: reading stops when so many are kept (None: all; `corpus.tokens` goes before it). generate and
     model_fingerprint: needed for self-replay. workers: processes, None for one per core; the outcome does not
-    depend on it. label: `domain` or `general`. Raises UserError for input that its owner can mend.
+    depend on it. label: `domain` or `general`. only: the corpus that a run began with; another one is refused before
+    it is made, and what changed is named. Raises UserError for input that its owner can mend.
     """
     job = _Job(
         corpus,
@@ -86,6 +88,8 @@ def prepare(
         tuple(map(find_inputs, corpus.held_out.sources)),
     )
     made_from = _made_from(job, model_fingerprint)
+    if only is not None:
+        find(only, made_from)
     name = fingerprint(made_from)
     folder = folders.cache / "corpora" / name
     if find(folder, made_from) is None:

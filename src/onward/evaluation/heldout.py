@@ -77,14 +77,14 @@ def _chosen(file: Path, tokenizer: LoadedTokenizer, tokens: int | None) -> Itera
     """Yield documents in chunks until `tokens` are reached; the one that reaches them is the last."""
     left = math.inf if tokens is None else tokens
     with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=_CHUNK, columns=["id", "group", "text"]):
+        for batch in parquet.iter_batches(batch_size=_CHUNK, columns=["id", "source", "group", "text"]):
             rows = batch.to_pylist()
             taken = []
             for row, ids in zip(rows, tokenizer.encode_batch([row["text"] for row in rows]), strict=True):
                 if left <= 0:
                     break
                 left -= len(ids)
-                taken.append(_Document(row["id"], row["group"] or row["id"], row["text"]))
+                taken.append(_Document(row["id"], row["group"] or f"{row['source']} {row['id']}", row["text"]))
             if taken:
                 yield taken
             if left <= 0:

@@ -97,11 +97,12 @@ def export_model(model: Any, base: Path, folder: Path, dtype: "torch.dtype | Non
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    shared = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    # Parameters are listed once; a tied head, whatever its name, is the embedding again and is not written.
+    kept = dict(model.named_parameters()) | dict(model.named_buffers())
     state = {
         name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
-        if name not in shared
+        if name in kept
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     written = dtype or next(iter(model.parameters())).dtype
@@ -115,9 +116,9 @@ def export_model(model: Any, base: Path, folder: Path, dtype: "torch.dtype | Non
 def _copy_tokenizer(base: Path, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    from onward.model.tokenizer import _load
+    from onward.model.tokenizer import open_tokenizer
 
-    loaded = _load(base)
+    loaded = open_tokenizer(base)
     fast = loaded.backend_tokenizer
     fast.no_truncation()
     fast.no_padding()

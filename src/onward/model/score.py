@@ -4,7 +4,7 @@ Shape suffixes: B rows of a batch, T time, D hidden size, V vocabulary, S positi
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,12 +90,11 @@ def score_continuations(
     requests: Sequence[Request],
     batch_tokens: int = 4096,
     maximum_tokens: int | None = None,
-    scored: Callable[[int], None] = lambda count: None,
 ) -> list[Scored]:
     """Return the log-likelihood of each request's continuation given its context, in the order of the requests.
 
     batch_tokens: padded tokens of a forward pass. maximum_tokens: longest input; None takes the model's context.
-    Longer requests lose tokens at the left, as in lm-eval. scored: told how many more requests are done. Requests
+    Longer requests lose tokens at the left, as in lm-eval. Requests
     with the same input (one-token answers to one question) share a row, logits exist only where a token is asked
     for, and log-softmax is taken in fp32. A continuation must have a token and must itself fit the model.
     """
@@ -117,7 +116,6 @@ def score_continuations(
         for index in (index for indices in members for index in indices):
             logprob, greedy = next(values)
             results[index] = Scored(logprob, greedy, truncated[index])
-        scored(sum(len(indices) for indices in members))
     return [result for result in results if result is not None]
 
 
@@ -126,7 +124,6 @@ def score_documents(
     tokenizer: "LoadedTokenizer",
     texts: Sequence[str],
     batch_tokens: int = 4096,
-    window_tokens: int | None = None,
 ) -> list[ScoredDocument]:
     """Return each text's negative log-likelihood, every token scored exactly once.
 
@@ -134,7 +131,7 @@ def score_documents(
     MAXIMUM_WINDOW) is scored by windows that move by half of one, so that each token but those of the first window
     sees at least half a window. BOS and EOS are not part of a text and are not scored.
     """
-    window = window_tokens or min(context_length(model), MAXIMUM_WINDOW)
+    window = min(context_length(model), MAXIMUM_WINDOW)
     encoded = tokenizer.encode_batch(list(texts))
     requests: list[Request] = []
     owners: list[int] = []

@@ -90,7 +90,10 @@ def _from_hub(base: str, revision: str | None) -> ModelSource:
     except RepositoryNotFoundError as error:
         raise UserError("there is no such model on the Hub", "model.base", base, todo=todo) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError("the model cannot be downloaded", "model.base", f"{base} ({error})", todo=todo) from error
+        try:  # a run whose model is here already goes on without the network
+            folder = snapshot_download(base, revision=revision, local_files_only=True)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            raise UserError("the model cannot be downloaded", "model.base", f"{base} ({error})", todo=todo) from error
     path = Path(folder)
     return describe(path, base, path.name)  # the snapshot folder is named after its commit
 
@@ -107,11 +110,21 @@ def _license(folder: Path) -> str | None:
     return next((row.partition(":")[2].strip() for row in rows if row.startswith("license:")), None)
 
 
-@cache
 def _fingerprint(folder: Path) -> str:
     """Hash of the configuration and tokenizer, and of each weight file's content (xxh3; a GB takes under a second)."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".model", ".safetensors", ".bin"))
+    parts = {name: _hash_of(folder / name) for name in names if name not in _NOT_THE_MODEL}
+    return sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _hash_of(path: Path) -> str:
+    facts = path.stat()
+    return _hash_at(path, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _hash_at(path: Path, size_bytes: int, changed_ns: int) -> str:
+    """The content's hash, computed once per process as long as size and time of change stay the same."""
     from onward.artifact import file_hash
 
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".model", ".safetensors", ".bin"))
-    parts = {name: file_hash(folder / name) for name in names if name not in _NOT_THE_MODEL}
-    return sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return file_hash(path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.errors import UserError
-from onward.model.source import resolve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,15 +57,10 @@ def _from_json(text: str, reads_special: bool) -> "Tokenizer":
     return tokenizer
 
 
-def load_tokenizer(base: str, revision: str | None = None) -> LoadedTokenizer:
-    """Load the tokenizer of a base model; raises UserError when there is none or it has no end-of-text token."""
-    return read_tokenizer(resolve(base, revision).folder)
-
-
 def read_tokenizer(folder: Path) -> LoadedTokenizer:
     """Read the tokenizer files of a model folder: tokenizer.json, or a sentencepiece tokenizer.model."""
     config = json.loads((folder / "config.json").read_bytes())
-    loaded = _as_written(folder) or _load(folder)
+    loaded = _as_written(folder) or open_tokenizer(folder)
     fast = loaded.backend_tokenizer
     fast.no_truncation()
     fast.no_padding()
@@ -124,8 +118,11 @@ def _as_written(folder: Path) -> _Written | None:
     return _Written(tokenizer, *(None if text is None else tokenizer.token_to_id(text) for text in texts))
 
 
-def _load(folder: Path) -> Any:
-    """Open the tokenizer with transformers; sentencepiece files become fast tokenizers on the way."""
+def open_tokenizer(folder: Path) -> Any:
+    """Open the tokenizer with transformers; sentencepiece files become fast tokenizers on the way.
+
+    Raises UserError when there is none that can be read.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     from onward.model.mobilellm import is_mobilellm, load_sentencepiece

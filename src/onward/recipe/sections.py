@@ -73,6 +73,13 @@ class HeldOut(Section):
     sources: tuple[Source, ...] = ()
     """Take the held-out text from here instead of splitting it off; `share` is then not used."""
 
+    @field_validator("share")
+    @classmethod
+    def _leaves_training_text(cls, share: Fraction) -> Fraction:
+        if share >= 1:
+            raise ValueError("a share of 100% would leave nothing to train on")
+        return share
+
 
 class SelfReplay(Section):
     """General text sampled from the base model itself, for bases whose training text is not public."""
@@ -101,7 +108,8 @@ class Corpus(Section):
     held_out: HeldOut = HeldOut()
     """The held-out split."""
     tokens: Tokens | None = None
-    """Stop reading after this many kept tokens; null: as many as the stages need."""
+    """Stop reading after this many kept tokens; null: as many as the stages need.
+    Set it where stages may be added later: more text would be another corpus, with other batches."""
     maximum_unreadable: Share = Fraction(1, 100)
     """More unreadable records than this share of those read is an error; fewer are counted in the ledger."""
     maximum_unknown_tokens: Share = Fraction(1, 10)
@@ -219,13 +227,23 @@ class Training(Section):
         return value
 
     @model_validator(mode="after")
-    def _whole_sequences(self) -> Self:
-        if self.batch_tokens < self.sequence_tokens:
-            raise ValueError(
+    def _whole_steps(self) -> Self:
+        problems = []
+        step_tokens = self.batch_tokens // self.sequence_tokens * self.sequence_tokens
+        if step_tokens == 0:
+            problems.append(
                 f"batch_tokens ({self.batch_tokens}) holds no whole sequence of {self.sequence_tokens} tokens"
             )
-        if self.stages[0] < self.batch_tokens:
-            raise ValueError(f"the first stage ({self.stages[0]} tokens) is shorter than a step ({self.batch_tokens})")
+        else:
+            steps = [-(-tokens // step_tokens) for tokens in self.stages]
+            if any(later <= earlier for earlier, later in pairwise(steps)):
+                problems.append(f"two stages end at the same step of {step_tokens} tokens")
+        if self.stages[0] < step_tokens:
+            problems.append(f"the first stage ({self.stages[0]} tokens) is shorter than a step ({step_tokens})")
+        if self.schedule.kind in ("wsd", "infinite") and self.schedule.warmup + self.schedule.cooldown > 1:
+            problems.append("schedule: warm-up and cooldown together are more than the whole")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

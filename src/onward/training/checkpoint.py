@@ -59,10 +59,7 @@ def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> Cursor:
     for name, parameter in model.named_parameters():
         if f"{name}:step" in moments:
             optimizer.state[parameter] = {
-                kind: moments[f"{name}:{kind}"].to(
-                    "cpu" if kind == "step" and parameter.device.type == "cpu" else parameter.device
-                )
-                for kind in ("step", "exp_avg", "exp_avg_sq")
+                kind: moments[f"{name}:{kind}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")
             }
     content = json.loads((state / "cursor.json").read_bytes())
     return Cursor(content["step"], content["tokens"])
@@ -94,10 +91,13 @@ def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]], before: in
     return best
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` resumable states (`step-*`); stage ends (`tokens-*`) stay."""
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` resumable states (`step-*`) up to `step`; stage ends (`tokens-*`) stay.
+
+    Later states stay too: while an earlier stage is made anew they are not this session's.
+    """
     states = sorted(folder.glob("step-*"))
-    complete = [path for path in states if (path / "manifest.json").exists()]
+    complete = [p for p in states if (p / "manifest.json").exists() and int(p.name.removeprefix("step-")) <= step]
     for path in complete[:-keep]:
         # The manifest goes first: a folder half removed must not look complete.
         (path / "manifest.json").unlink()

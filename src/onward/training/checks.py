@@ -22,12 +22,12 @@ class StartChecks:
 
     packed_loss_nats and base_loss_nats: mean loss of the same tokens through the training step, and through the
     base model's own forward pass on each document alone in fp32. isolation_difference: largest change of other
-    documents' hidden states, relative to their size, when the first document of a row is replaced.
+    documents' hidden states, relative to their size, when the first document is replaced; None without others.
     """
 
     packed_loss_nats: float
     base_loss_nats: float
-    isolation_difference: float
+    isolation_difference: float | None
     documents_ended: int
     labelled_tokens: int
 
@@ -42,14 +42,14 @@ def check_start(network: Network, batch: Batch, tokenizer: LoadedTokenizer, prec
     if not abs(packed - base) <= _TOLERANCE[precision] * base:
         got, expected = f"{packed:.5f} nats per token", f"{base:.5f}, the base model's own loss on the same documents"
         raise UserError("the loss before the first update is not the base model's", "start-of-run check", got, expected)
-    if difference > _TOLERANCE[precision]:
+    if difference is not None and difference > _TOLERANCE[precision]:
         got = f"hidden states moved by {difference:.2e} of their size"
         raise UserError("documents in one sequence see each other", "start-of-run check", got, "no change")
     return StartChecks(packed, base, difference, ended, batch.labelled_tokens)
 
 
 def _check_tokens(batch: Batch, tokenizer: LoadedTokenizer) -> int:
-    """EOS is a target at real ends and only there, BOS stands at starts only; returns the number of ends."""
+    """Positions without a target hold EOS, BOS stands at starts only; returns the number of document ends."""
     at_end = batch.ids_BT == tokenizer.eos_id
     ends = (batch.labels_BT == tokenizer.eos_id).sum()
     last = (batch.labels_BT == NO_TARGET) & (batch.documents_BT >= 0)
@@ -64,14 +64,18 @@ def _check_tokens(batch: Batch, tokenizer: LoadedTokenizer) -> int:
     return int(ends)
 
 
-def _isolation(network: Network, batch: Batch, vocabulary_size: int) -> float:
-    """Replace the first document of every row by other tokens; return how far the other documents moved."""
-    first = batch.documents_BT == 0
-    changed = replace(batch, ids_BT=np.where(first, (batch.ids_BT + 1) % vocabulary_size, batch.ids_BT))
-    others = torch.from_numpy(batch.documents_BT > 0).view(-1)
+def _isolation(network: Network, batch: Batch, vocabulary_size: int) -> float | None:
+    """Replace the very first document by other tokens; return how far all others, in every row, moved.
+
+    None when the rows hold no other document.
+    """
+    changed_BT = np.zeros_like(batch.documents_BT, dtype=bool)
+    changed_BT[0] = batch.documents_BT[0] == 0
+    changed = replace(batch, ids_BT=np.where(changed_BT, (batch.ids_BT + 1) % vocabulary_size, batch.ids_BT))
+    others = torch.from_numpy((batch.documents_BT >= 0) & ~changed_BT).view(-1).to(network.device)
     if not others.any():
-        return 0.0
-    before, after = (network.hidden(b)[others.to(network.device)].float() for b in (batch, changed))
+        return None
+    before, after = (network.hidden(b)[others].float() for b in (batch, changed))
     return float((before - after).abs().max() / before.abs().max())
 
 

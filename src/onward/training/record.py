@@ -11,20 +11,25 @@ from onward.artifact import write_text
 class Record:
     """Appends rows to a run's two record files; rows of the steps that are made anew are dropped first.
 
-    These are the steps from first_step up to, but not, last_step (None: all).
+    These are the steps from first_step up to, but not, last_step (None: all). Rows of later steps wait in a file of
+    their own until the record is closed, so a kill loses none.
     """
 
     def __init__(self, run_folder: Path, first_step: int, last_step: int | None = None) -> None:
         run_folder.mkdir(parents=True, exist_ok=True)
-        metrics = run_folder / "metrics.jsonl"
+        self._path = run_folder / "metrics.jsonl"
+        self._waiting = run_folder / ".metrics.later.jsonl"
         events = run_folder / "events.jsonl"
-        rows = read_rows(metrics)
-        self._later = [row for row in rows if last_step is not None and row["step"] >= last_step]
+        rows = {row["step"]: row for row in [*read_rows(self._waiting), *read_rows(self._path)]}
+        later = [rows[step] for step in sorted(rows) if last_step is not None and step >= last_step]
+        if later:
+            write_text(self._waiting, _lines(later))
         # Files are rewritten without a last line that a kill has cut: the next row would be appended to it.
-        for path, kept in ((metrics, [row for row in rows if row["step"] < first_step]), (events, read_rows(events))):
+        kept = [rows[step] for step in sorted(rows) if step < first_step]
+        for path, text in ((self._path, _lines(kept)), (events, _lines(read_rows(events)))):
             if path.exists():
-                write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._metrics = open(metrics, "a", buffering=1)
+                write_text(path, text)
+        self._metrics = open(self._path, "a", buffering=1)
         self._events = open(events, "a", buffering=1)
 
     def metrics(self, **row: Any) -> None:
@@ -38,10 +43,15 @@ class Record:
 
     def close(self) -> None:
         """Put back the rows of later steps and close both files."""
-        for row in self._later:
-            self.metrics(**row)
         self._metrics.close()
         self._events.close()
+        if self._waiting.exists():
+            write_text(self._path, _lines([*read_rows(self._path), *read_rows(self._waiting)]))
+            self._waiting.unlink()
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from onward.model.source import ModelSource
 from onward.model.tokenizer import read_tokenizer
 from onward.progress import Progress
 from onward.recipe import Training
-from onward.signals import Interrupted, stop_on_signals
+from onward.signals import Interrupted, StopRequest, stop_on_signals
 from onward.training import checkpoint
 from onward.training.checks import check_start
 from onward.training.network import Network, choose_precision
@@ -78,7 +78,8 @@ class Session:
 
     def run(self, stages: tuple[Stage, ...], record: Record, progress: Progress) -> None:
         """Train until the last of `stages` is complete."""
-        record.event("resume" if self.step else "start", step=self.step, tokens=self.step * self.plan.step_tokens)
+        how = {"device": _device_name(self.device), "precision": str(self.precision).removeprefix("torch.")}
+        record.event("resume" if self.step else "start", step=self.step, tokens=self._tokens, **how)
         if self.step == 0:
             first = self.batches[0].rows(0, min(_CHECK_ROWS, self.plan.sequences_per_step))
             found = check_start(self.network, first, self.tokenizer, self.precision)
@@ -87,34 +88,40 @@ class Session:
         with _writer(self.training, self.run_folder) as board, stop_on_signals() as stop:
             for stage in stages:
                 while self.step < stage.steps:
-                    self._one_step(stage, record, progress, board)
-                    ends = self.step == stage.steps
-                    if ends:
+                    self._one_step(stage, record, progress, board, stop)
+                    if self.step == stage.steps:
                         self._save(stage.folder, record, export=True)
                         record.event("stage_end", step=self.step, tokens=stage.tokens, folder=stage.folder.name)
-                    elif self._state_is_due() or stop.number is not None:
+                    elif self.step and (self._state_is_due() or stop.number is not None):
                         self._save(self.checkpoints / f"step-{self.step:08d}", record, export=False)
                     if stop.number is not None:
-                        record.event(
-                            "signal", step=self.step, tokens=self.step * self.plan.step_tokens, number=stop.number
-                        )
+                        record.event("signal", step=self.step, tokens=self._tokens, number=stop.number)
                         raise Interrupted(stop.number, self.step)
-        record.event("finished", step=self.step, tokens=self.step * self.plan.step_tokens)
+        if self.step == self.plan.total_steps:
+            record.event("finished", step=self.step, tokens=self._tokens)
+
+    @property
+    def _tokens(self) -> int:
+        return self.step * self.plan.step_tokens
 
     def _state_is_due(self) -> bool:
         seconds = self.training.checkpoint_seconds
         late = seconds is not None and time.monotonic() - self.saved_at >= seconds
         return late or self.step % self.save_every == 0
 
-    def _one_step(self, stage: Stage, record: Record, progress: Progress, board: Any) -> None:
+    def _one_step(self, stage: Stage, record: Record, progress: Progress, board: Any, stop: StopRequest) -> None:
+        """Make one update and record it; after a signal in its middle nothing is changed and the step stays due."""
         started = time.perf_counter()
         batch = self.batches[self.step]
         rate = learning_rate(
             self.step, self.training.optimizer.learning_rate, self.plan.stage_steps, self.training.schedule
         )
-        loss, norm = self._update(batch, rate)
+        updated = self._update(batch, rate, stop)
+        if updated is None:
+            return
+        loss, norm = updated
         seconds = time.perf_counter() - started
-        row = {
+        row: dict[str, Any] = {
             "step": self.step,
             "tokens": (self.step + 1) * self.plan.step_tokens,
             "stage": stage.number,
@@ -131,18 +138,26 @@ class Session:
         if board is not None:
             for name in ("loss_nats", "learning_rate", "gradient_norm", "tokens_per_second"):
                 board.add_scalar(name, row[name], row["tokens"])
-        memory = _memory_bytes(self.device) / 1e9
-        facts = f"loss {loss:.3f}  {row['tokens_per_second']:,.0f} tok/s  lr {rate:.1e}  {memory:.1f} GB"
+        speed, memory = row["tokens_per_second"], row["memory_bytes"] / 1e9
+        facts = f"loss {loss:.3f}  {speed:,.0f} tok/s  lr {rate:.1e}  {memory:.1f} GB"
         self.step += 1
         progress.advance(self.step * self.plan.step_tokens, facts)
 
-    def _update(self, batch: Batch, rate: float) -> tuple[float, float]:
-        """One optimizer update over the global batch; returns the mean loss in nats and the gradient norm."""
+    def _update(self, batch: Batch, rate: float, stop: StopRequest) -> tuple[float, float] | None:
+        """One optimizer update over the global batch; returns the mean loss in nats and the gradient norm.
+
+        Returns None, with no update made, when a signal came before the last micro-batch: a large step on a slow
+        device outlasts the time that a scheduler leaves after SIGTERM.
+        """
         labelled = batch.labelled_tokens
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for start in range(0, len(batch.ids_BT), self.micro_batch):
-            part = self.network.summed_loss(batch.rows(start, start + self.micro_batch))
-            (part / labelled).backward()  # type: ignore[no-untyped-call]
+            if start and stop.number is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
+            with _memory_advice(self.device):
+                part = self.network.summed_loss(batch.rows(start, start + self.micro_batch))
+                (part / labelled).backward()  # type: ignore[no-untyped-call]
             total += part.detach().double()
         parameters = [p for p in self.network.model.parameters() if p.grad is not None]
         limit = self.training.optimizer.clip_norm
@@ -171,7 +186,7 @@ class Session:
         export_to = (self.base.folder, self.export_dtype) if export else None
         checkpoint.save(folder, cursor, self.network.model, self.optimizer, self.made_at(self.step), export_to)
         self.saved_at = time.monotonic()
-        checkpoint.prune(self.checkpoints, self.training.keep_checkpoints)
+        checkpoint.prune(self.checkpoints, self.step, self.training.keep_checkpoints)
         record.event("checkpoint", step=self.step, tokens=cursor.tokens, folder=folder.name)
 
 
@@ -200,14 +215,32 @@ def _stored_dtype(base: ModelSource) -> torch.dtype:
 
     if is_mobilellm(base.folder):
         return torch.float16
-    stored = getattr(AutoConfig.from_pretrained(base.folder, local_files_only=True), "dtype", None)
+    stored = getattr(
+        AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False), "dtype", None
+    )
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _memory_advice(device: torch.device) -> Iterator[None]:
+    """Turn a GPU's out-of-memory error into what its owner can do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        todo = "lower training.micro_batch_sequences, or set training.gradient_checkpointing; then run again"
+        raise UserError("the GPU's memory is full", str(device), str(error).split(".")[0], todo=todo) from error
+
+
 def _memory_bytes(device: torch.device) -> int:
-    """Memory in use: allocated on a GPU, resident set on a CPU."""
+    """Peak of the step on a GPU (allocated); resident set after the step on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
     return int(psutil.Process().memory_info().rss)
 
 

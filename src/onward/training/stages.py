@@ -6,6 +6,18 @@ from pathlib import Path
 from onward.batches import plan_batches
 from onward.recipe import Training
 
+COST_KNOBS = (
+    "micro_batch_sequences",
+    "gradient_checkpointing",
+    "loss_chunk_tokens",
+    "checkpoint_tokens",
+    "checkpoint_seconds",
+    "keep_checkpoints",
+    "tensorboard",
+    "maximum_repetition",
+)
+"""Fields of `training` that alter what a run costs, not what it computes; they may change between two starts."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -32,5 +44,5 @@ def stages_of(training: Training, seed: int, run_folder: Path) -> tuple[Stage, .
 
 
 def stage_name(tokens: int) -> str:
-    """Name a cumulative budget for folders, sortable and exact: 400000000 -> `000400M`, 655360 -> `000655360`."""
+    """Name a cumulative budget for folders, exactly: 400000000 -> `000400M`, 655360 -> `000655360`."""
     return f"{tokens // 10**6:06d}M" if tokens % 10**6 == 0 else f"{tokens:09d}"

@@ -7,7 +7,7 @@ from onward.artifact import disk_errors, find, locked
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 from onward.recipe import Training
-from onward.training.stages import Stage, stages_of
+from onward.training.stages import COST_KNOBS, Stage, stages_of
 
 
 def train(
@@ -53,9 +53,7 @@ def _inputs(training: Training, base: ModelSource, domain: Path, general: Path |
     settings = training.model_dump(mode="json")
     if training.schedule.horizon == "stage":
         settings.pop("stages")  # a later stage changes nothing before it: see `_inputs_at`
-    for name in ("micro_batch_sequences", "gradient_checkpointing", "loss_chunk_tokens", "checkpoint_tokens"):
-        settings.pop(name)
-    for name in ("checkpoint_seconds", "keep_checkpoints", "tensorboard", "maximum_repetition"):
+    for name in COST_KNOBS:
         settings.pop(name)
     corpora = {"domain": domain.name, "general": None if general is None else general.name}
     return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": corpora}
