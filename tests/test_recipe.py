@@ -61,6 +61,12 @@ def test_an_unknown_key_inside_a_list_names_the_nearest() -> None:
     [
         ({"training": {"stages": ["2M", "1M"], "forgetting": {"replay": None}}}, "cumulative"),
         ({"training": {"batch_tokens": 100, "forgetting": {"replay": None}}}, "holds no whole sequence"),
+        ({"training": {"stages": ["200k", "250k"], "forgetting": {"replay": None}}}, "end at the same step"),
+        ({"corpus": {"sources": [{"path": "a"}], "held_out": {"share": "100%"}}}, "nothing to train on"),
+        (
+            {"training": {"schedule": {"kind": "wsd", "warmup": "90%"}, "forgetting": {"replay": None}}},
+            "more than the whole",
+        ),
         ({"training": {"stages": ["1k"], "forgetting": {"replay": None}}}, "shorter than a step"),
         ({"training": {"forgetting": {"replay": "100%"}}, "general": {"sources": [{"path": "b"}]}}, "below 100%"),
         ({"training": {}}, "no `general` text to replay"),

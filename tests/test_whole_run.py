@@ -243,6 +243,39 @@ def test_a_stage_can_be_added_when_the_first_ones_are_done(copied: Path) -> None
     assert steps == list(range(12))
 
 
+def test_a_stage_more_repeats_the_text_that_the_run_began_with(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    # Little is held out, so the training need decides how much is read: a stage more would want more of it.
+    little = {"evaluation": {"tasks": [], "held_out_tokens": 100, "resamples": 100}, "training__stages": [4800]}
+    little |= {"general": None, "training__forgetting": {"replay": None}}
+    first = run(place, **little)
+    wanted = first.plan.domain_sequences_available
+    again = run(place, **(little | {"training__stages": [4800, 14400]}))
+    assert again.plan.domain_sequences_available == wanted < again.plan.domain_sequences_needed
+    assert again.stages[0] == first.stages[0]
+    assert len(list((place / "cache/corpora").glob("[!.]*"))) == 1
+
+
+def test_text_that_changed_under_a_run_is_refused_before_anything_is_made(copied: Path) -> None:
+    path = copied / "domain.jsonl"
+    text = path.read_text()
+    before = files_of(copied / "cache")
+    try:
+        small_run.write_texts(path, 61, seed=1)
+        with pytest.raises(UserError, match="this corpus was made from something else"):
+            run(copied)
+    finally:
+        path.write_text(text)
+    assert files_of(copied / "cache") == before
+
+
+def test_a_misspelt_task_is_found_before_the_text_is_read(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    with pytest.raises(UserError, match="unknown task"):
+        run(place, evaluation__tasks=["hellaswagg"])
+    assert not (place / "cache" / "corpora").exists()
+
+
 def test_two_runs_from_one_base_share_text_and_base_scores(copied: Path) -> None:
     before = {name: time for name, time in files_of(copied).items() if name.startswith("cache/")}
     other = run(copied, name="other", training__optimizer={"learning_rate": 1e-3})

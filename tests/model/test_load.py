@@ -81,6 +81,27 @@ def test_an_export_opens_with_the_same_weights(tmp_path: Path, tied: bool, dtype
     assert again.encode_batch(["Straße"]) == read_tokenizer(tmp_path / "base").encode_batch(["Straße"])
 
 
+def test_a_tied_head_of_another_name_is_exported_once(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    small = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = GPTNeoXConfig(**small, num_attention_heads=4, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    model = load_model(write_model(tmp_path / "base", config))
+    export_model(model, tmp_path / "base", tmp_path / "out")
+    assert sum("embed" in name for name in load_file(tmp_path / "out" / "model.safetensors")) == 1
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_folder_whose_weights_change_has_another_fingerprint(tmp_path: Path) -> None:
+    first = describe(write_model(tmp_path, seed=0)).fingerprint
+    second = describe(write_model(tmp_path, seed=1)).fingerprint
+    assert first != second == describe(tmp_path).fingerprint
+
+
 def test_a_tokenizer_knows_its_special_ids_and_comes_back_from_its_bytes(tmp_path: Path) -> None:
     import pickle
 

@@ -107,6 +107,35 @@ def test_the_start_check_notices_documents_that_see_each_other(tmp_path: Path, m
         check_start(network, batch, read_tokenizer(folder), torch.float32)
 
 
+def test_the_start_check_notices_a_leak_from_one_row_into_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "model")
+    # Every document fills its row, so only the border between the rows can leak.
+    corpus = write_corpus(tmp_path / "long", [LENGTH * 4], LENGTH)
+    plan = BatchPlan(LENGTH, 2, Fraction(0), seed=1, stage_steps=(1,))
+    batch = Batches(plan, [open_corpus(corpus)], padding_id=0)[0]
+    network = Network(load_model(folder), torch.float32, 16, False)
+    tokenizer = read_tokenizer(folder)
+    assert check_start(network, batch, tokenizer, torch.float32).isolation_difference == 0
+    alone = batch.rows(0, 1)
+    assert check_start(network, alone, tokenizer, torch.float32).isolation_difference is None
+    hidden = network.hidden
+
+    def mixing(b: Batch) -> torch.Tensor:
+        states = hidden(b)
+        return states + 0.1 * torch.roll(states, LENGTH, dims=0)
+
+    monkeypatch.setattr(network, "hidden", mixing)
+    monkeypatch.setattr("onward.training.checks._loss_of_documents", lambda *_: _mean_loss(network, batch))
+    with pytest.raises(UserError, match="see each other"):
+        check_start(network, batch, tokenizer, torch.float32)
+
+
+def _mean_loss(network: Network, batch: Batch) -> float:
+    return float(network.summed_loss(batch)) / batch.labelled_tokens
+
+
 def test_the_start_check_notices_a_missing_end_of_text(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     batch = first_batch(tmp_path)

@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onward.batches import Batch
 from onward.errors import UserError
 from onward.model.source import describe
 from onward.recipe import Training
 from onward.signals import Interrupted
+from onward.training.checkpoint import prune
+from onward.training.network import Network
 from onward.training.record import Record, read_rows
 from onward.training.stages import Stage, stage_name
 from onward.training.train import train
@@ -247,6 +250,51 @@ def test_a_removal_that_was_killed_is_finished(place: Path) -> None:
     (place / "run/checkpoints/step-00000002/manifest.json").unlink()
     train_in(place, "run", settings(checkpoint_tokens=192, keep_checkpoints=9))
     assert not (place / "run/checkpoints/step-00000002").exists()
+
+
+def test_rows_of_later_steps_survive_a_kill_while_earlier_ones_are_made_anew(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"step": n, "loss_nats": 1.0}) + "\n" for n in range(6))
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    interrupted = Record(tmp_path, first_step=0, last_step=3)
+    interrupted.metrics(step=0, loss_nats=2.0)
+    for file in (interrupted._metrics, interrupted._events):
+        file.close()  # as the system does after a kill: the record itself is never closed
+    record = Record(tmp_path, first_step=1, last_step=3)
+    for step in (1, 2):
+        record.metrics(step=step, loss_nats=2.0)
+    record.close()
+    found = [(row["step"], row["loss_nats"]) for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert found == [(0, 2.0), (1, 2.0), (2, 2.0), (3, 1.0), (4, 1.0), (5, 1.0)]
+    assert [path.name for path in tmp_path.glob(".metrics*")] == []
+
+
+def test_states_of_later_steps_do_not_displace_the_one_just_saved(tmp_path: Path) -> None:
+    for step in (3, 5, 7, 90, 95):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text("{}")
+    prune(tmp_path, step=7, keep=2)
+    assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [5, 7, 90, 95]
+
+
+def test_a_signal_inside_a_step_leaves_the_step_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_in(place, "whole")
+    calls = 0
+    original = Network.summed_loss
+
+    def interrupting(self: Network, batch: Batch) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # a step has two micro-batches, the start check is one call: the first half of step 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(Network, "summed_loss", interrupting)
+    with pytest.raises(Interrupted) as stopped:
+        train_in(place, "stopped")
+    assert stopped.value.step == 3
+    monkeypatch.undo()
+    assert_same(whole[1], train_in(place, "stopped")[1])
+    assert losses(place / "whole") == losses(place / "stopped")
 
 
 def test_training_off_the_main_thread_leaves_signals_alone(place: Path) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 MAXIMUM_CHARACTERS = 4_000_000
 """A longer text is given in parts, so that no stage holds more than a few megabytes of one document at a time.
 
-Few books are that long (War and Peace has 3.2 million characters); a part ends at a line, else at a space.
+Few books are that long (War and Peace has 3.2 million characters); a part ends at a line, else at a space. A part is a
+document of its own, in the held-out split too: a corpus that is one large file then still has both sides, and the two
+meet only at the borders of contiguous megabytes.
 """
 
 
@@ -76,8 +78,7 @@ def from_text(text: str, name: str, source: str, where: str, group: str | None =
         yield Document(name, text, source, group)
     else:
         for number, part in enumerate(cut(text, MAXIMUM_CHARACTERS), start=1):
-            # The parts stand on one side of the held-out split, as the whole would.
-            yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group or name)
+            yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group)
 
 
 def cut(text: str, characters: int) -> Iterator[str]:
