@@ -256,6 +256,8 @@ def test_the_quickstart_result_has_the_columns_that_are_printed(repository: Path
     titles = re.findall(r"before|after|change|95 % interval", header)
     assert re.findall(r"before|after|change|95 % interval", shown[1].splitlines()[2]) == titles
     assert len(titles) == 4
+    for text in ("Domain text", "General text"):
+        assert re.search(rf"{text}, bits per byte +│ +\d", shown[1]), "the cells hold numbers"
 
 
 def reference_tool(repository: Path) -> ModuleType:
@@ -281,11 +283,16 @@ def test_the_changelog_has_the_version(repository: Path) -> None:
 
 def test_every_number_has_its_command(repository: Path) -> None:
     page = (repository / "docs/numbers.md").read_text(encoding="utf-8")
-    tables = [line for line in page.splitlines() if line.startswith("|") and not line.startswith("|---")]
-    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables]
+    tables = [block for block in page.split("\n\n") if block.lstrip().startswith("|")]
+    first, *others = ([line for line in table.splitlines() if not line.startswith("|---")] for table in tables)
+    header, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in first]
     assert header == ["figure", "value", "command", "date", "machine", "versions"]
-    assert rows
     for row in rows:
         assert len(row) == len(header)
         assert all(row), row
         assert row[2].startswith(("`", "[")), row
+    assert any("quickstart.yaml" in row[2] for row in rows)
+    assert any("education.yaml" in row[2] for row in rows)
+    for table in others:  # a table of its own stands under the text that gives its command
+        before = page.partition("\n".join(table[:1]))[0].rstrip().rpartition("\n\n")[2]
+        assert "`onward " in before, table[0]

@@ -133,7 +133,7 @@ def run_facts(run: RunFiles) -> FactList:
         facts.append(("trained on", f"{tokens:,} tokens in {len(run.metrics):,} steps{_of_planned(plan.steps)}"))
         facts.append(("training time", format_seconds(seconds)))
         facts.append(("speed", f"{tokens / seconds:,.0f} tokens/s" if seconds else NOT_RECORDED))
-        facts.append(("peak memory", size_text(max(int(row.get("memory_bytes") or 0) for row in run.metrics))))
+        facts.append(("largest memory", size_text(max(int(row.get("memory_bytes") or 0) for row in run.metrics))))
     if plan.sequence_tokens and plan.step_tokens:
         facts.append(
             ("step", f"{plan.step_tokens:,} tokens: {plan.sequences_per_step} sequences of {plan.sequence_tokens:,}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from onward.analysis import Comparison, LossCurve, compare, headline, loss_curve
 from onward.analysis.difference import BITS_PER_BYTE
-from onward.artifact import disk_errors
+from onward.artifact import disk_errors, write_text
 from onward.progress import Progress, Silent
 from onward.recipe import format_tokens
 from onward.reporting import content
@@ -63,9 +63,9 @@ def report(run_folder: Path, progress: Progress | None = None) -> ReportFiles:
         for stale in {path.name for path in folder.glob("*.svg")} - {f"{figure.name}.svg" for figure in figures}:
             (folder / stale).unlink()
         for figure in figures:
-            _write(folder / f"{figure.name}.svg", standalone(figure.wide, WIDE))
-        _write(folder / "report.md", render_markdown(page))
-        _write(folder / "index.html", render_page(page))
+            write_text(folder / f"{figure.name}.svg", standalone(figure.wide, WIDE))
+        write_text(folder / "report.md", render_markdown(page))
+        write_text(folder / "index.html", render_page(page))
     return ReportFiles(folder / "index.html", folder / "report.md", findings, summary)
 
 
@@ -130,10 +130,3 @@ def _content(
         fingerprints=content.fingerprint_facts(run),
         recipe=run.recipe_text,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write atomically: a reader who reloads sees the old page or the new one."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

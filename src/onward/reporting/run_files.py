@@ -10,6 +10,7 @@ from onward.artifact import read_manifest
 from onward.corpus.ledger import Ledger, read_ledger
 from onward.errors import UserError
 from onward.recipe import Recipe, load_recipe
+from onward.training.record import read_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class PlanFacts:
     domain_repetition: float | None = None
     general_repetition: float | None = None
     parameters: int | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def read_run(folder: Path) -> RunFiles:
         base_scores if base_scores is not None and (base_scores / "manifest.json").is_file() else None,
         _stage_scores(folder),
         checkpoints,
-        _rows(folder / "metrics.jsonl"),
-        _rows(folder / "events.jsonl"),
+        tuple(read_rows(folder / "metrics.jsonl")),
+        tuple(read_rows(folder / "events.jsonl")),
     )
 
 
@@ -132,19 +132,6 @@ def _json(path: Path) -> dict[str, Any]:
         ) from None
     assert isinstance(content, dict), path
     return content
-
-
-def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Read a JSONL record; a last line cut by a kill is left out."""
-    rows: list[Mapping[str, Any]] = []
-    if path.is_file():
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break
-    return tuple(rows)
 
 
 Facts = TypeVar("Facts", Environment, PlanFacts)
