@@ -73,7 +73,7 @@ def comparison_table(stage: StageSummary) -> Table:
     for row in stage.rows:
         extra = [row.p_value, row.flips] if tasks else []
         body.append(
-            (row.name, row.metric, row.items, row.before, row.after, row.change, row.interval, *extra, row.verdict)
+            (row.measure, row.metric, row.items, row.before, row.after, row.change, row.interval, *extra, row.verdict)
         )
     numeric = (False, False, *(True for _ in headers[2:]), False)
     return Table(stage.title, (*headers, "verdict"), numeric, tuple(body), verdict=len(headers))
