@@ -256,6 +256,15 @@ def test_a_stage_more_repeats_the_text_that_the_run_began_with(tmp_path: Path) -
     assert len(list((place / "cache/corpora").glob("[!.]*"))) == 1
 
 
+def test_too_large_a_budget_is_refused_before_text_is_sampled_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = small_run.write_inputs(tmp_path)
+    monkeypatch.setattr("onward.model.generate.sample_documents", None)
+    with pytest.raises(UserError, match="larger than the text allows"):
+        run(place, general={"self_replay": {}, "quality": None}, training__stages=["50M"])
+
+
 def test_text_that_changed_under_a_run_is_refused_before_anything_is_made(copied: Path) -> None:
     path = copied / "domain.jsonl"
     text = path.read_text()

@@ -19,7 +19,7 @@ from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
-from onward.plan import Plan, check_model, plan_run, wanted_tokens
+from onward.plan import Plan, check_domain, check_model, plan_run, wanted_tokens
 from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
 from onward.recipe.sections import as_path
@@ -110,10 +110,10 @@ class Run:
         if general is not None and general.self_replay is not None:
             sized = general.self_replay.model_copy(update={"tokens": wanted["sampled"]})
             general = general.model_copy(update={"self_replay": sized})
-        corpora = Corpora(
-            self._prepare(domain, wanted["domain"], "domain"),
-            None if general is None else self._prepare(general, wanted["general"], "general"),
-        )
+        prepared = self._prepare(domain, wanted["domain"], "domain")
+        if general is not None and general.self_replay is not None:
+            check_domain(self.recipe, prepared)
+        corpora = Corpora(prepared, None if general is None else self._prepare(general, wanted["general"], "general"))
         self._record(corpora={name: str(folder) for name, folder in corpora.paths().items()}, prepared_for=wanted)
         return corpora
 

@@ -104,6 +104,13 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
     )
 
 
+def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:
+    """Refuse a budget larger than the domain text allows before general text is sampled for it, which takes longest."""
+    batches = plan_batches(recipe.training, recipe.seed)
+    enough = ceil(batches.needed_sequences()[1] / recipe.training.maximum_repetition)
+    _check_repetition(recipe.training, batches, domain.ledger.sequences, enough)
+
+
 def _check_repetition(training: Training, batches: BatchPlan, domain: int, general: int) -> None:
     problems = [
         _repetition("corpus", lambda steps: batches.needed_sequences(steps)[0], domain, training, batches),
