@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ def test_a_folder_is_described_and_its_fingerprint_follows_the_content(tmp_path:
     assert (a.license, b.license) == ("apache-2.0", None)
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/no/such/model", "justaname"])
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/model", "justaname", "nope/", "onward/tiney"])
 def test_a_model_that_is_nowhere_is_said_to_be(name: str) -> None:
     with pytest.raises(UserError, match="no such model folder"):
         resolve(name)
@@ -33,6 +36,18 @@ def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="cannot be downloaded"):
         resolve("someone/somemodel")
+
+
+def test_a_hub_that_refuses_the_connection_is_a_message(tmp_path: Path) -> None:
+    code = (
+        "from onward.errors import UserError\nfrom onward.model.source import resolve\n"
+        "try:\n    resolve('someone/somemodel')\nexcept UserError as error:\n    print(error.what)\n"
+    )
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | away, capture_output=True, text=True, check=False
+    )
+    assert child.stdout.strip() == "the model cannot be downloaded", child.stderr
 
 
 def test_an_empty_folder_and_missing_weights_are_said(tmp_path: Path) -> None:

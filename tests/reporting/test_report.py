@@ -73,7 +73,7 @@ def test_the_first_words_are_the_findings(whole):
         "aaaa1111",
         "bbbb2222",
         "# carried onward",
-        "5% of the tokens",
+        "5% of the sequences",
         "stage 1 · 100k",
         "After 100k tokens",
     ],

@@ -30,6 +30,9 @@ _COLUMNS = ("task", "item", "group", "gold", "correct", "correct_norm", "nats", 
 
 Items = Mapping[str, NDArray[Any]]
 
+LEAST_GROUPS = 8
+"""Fewer documents (or groups) give no verdict: with 8 the interval misses the truth about as often as it says."""
+
 
 def compare(before_folder: Path, after_folder: Path, resamples: int, seed: int) -> Comparison:
     """Compare the scores in two folders (results.json, items.parquet), paired item by item.
@@ -63,6 +66,8 @@ def _text_difference(name: str, before: Items, after: Items, resamples: int, see
     interval = paired_bootstrap_ratio(bits_before, bits_after, size, before["group"], resamples, seed)
     first, second = float(bits_before.sum() / size.sum()), float(bits_after.sum() / size.sum())
     verdict: Verdict = "gained" if interval.high < 0 else "lost" if interval.low > 0 else "not distinguishable"
+    if len(set(before["group"].tolist())) < LEAST_GROUPS:
+        verdict = "not distinguishable"  # a bootstrap over so few documents is too narrow to rest a verdict on
     ends = (interval.estimate, interval.low, interval.high)
     return Difference(name, BITS_PER_BYTE, first, second, *ends, None, None, verdict, len(size), None, None)
 

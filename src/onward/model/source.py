@@ -42,7 +42,7 @@ def resolve(base: str, revision: str | None = None) -> ModelSource:
     folder = Path(base).expanduser()
     if folder.is_dir():
         return describe(folder.absolute(), base)
-    if base.startswith((".", "/", "~")) or base.count("/") != 1:
+    if base.startswith((".", "/", "~", "onward/")) or base.endswith("/") or base.count("/") != 1:
         raise UserError(
             "there is no such model folder", "model.base", base, "onward/tiny, a folder, or a Hub id (org/name)"
         )
@@ -74,7 +74,7 @@ def local_context_tokens(base: str) -> int | None:
 
 def _from_hub(base: str, revision: str | None) -> ModelSource:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     todo = "check the name and the network; for gated models accept the licence on the Hub and run `hf auth login`"
     try:
@@ -89,11 +89,12 @@ def _from_hub(base: str, revision: str | None) -> ModelSource:
         raise UserError("this model's licence must be accepted first", "model.base", base, todo=todo) from error
     except RepositoryNotFoundError as error:
         raise UserError("there is no such model on the Hub", "model.base", base, todo=todo) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the Hub's client lets its transport's errors through, which have no common root
         try:  # a run whose model is here already goes on without the network
             folder = snapshot_download(base, revision=revision, local_files_only=True)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            raise UserError("the model cannot be downloaded", "model.base", f"{base} ({error})", todo=todo) from error
+        except Exception:
+            got = f"{base} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            raise UserError("the model cannot be downloaded", "model.base", got, todo=todo) from error
     path = Path(folder)
     return describe(path, base, path.name)  # the snapshot folder is named after its commit
 

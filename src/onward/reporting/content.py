@@ -138,7 +138,7 @@ def run_facts(run: RunFiles) -> FactList:
         facts.append(
             ("step", f"{plan.step_tokens:,} tokens: {plan.sequences_per_step} sequences of {plan.sequence_tokens:,}")
         )
-    facts.append(("replay of general text", f"{plan.replay_share} of the tokens" if plan.replay_share else "none"))
+    facts.append(("replay of general text", f"{plan.replay_share} of the sequences" if plan.replay_share else "none"))
     for name, passes in (("domain", plan.domain_repetition), ("general", plan.general_repetition)):
         if passes:
             facts.append((f"passes over {name} text", f"{passes:.2f}"))

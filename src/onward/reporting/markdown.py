@@ -47,7 +47,7 @@ def _figure(figure: Figure) -> str:
 def _table(table: Table, captioned: bool = True) -> str:
     rule = ["--:" if numeric else "---" for numeric in table.numeric]
     lines = [_line(map(plain, table.headers)), _line(rule), *(_line(map(plain, row)) for row in table.rows)]
-    return (f"**{plain(table.caption)}**\n\n" if captioned else "") + "\n".join(lines)
+    return (f"**{plain(table.caption)}**\n\n" if captioned and table.caption else "") + "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:
