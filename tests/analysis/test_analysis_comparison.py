@@ -64,6 +64,13 @@ def test_text_gain_and_loss_with_their_numbers(tmp_path):
     assert headline(comparison) == "The model gained on the domain, but general text became harder for it."
 
 
+@pytest.mark.parametrize(("documents", "group_of"), [(7, 1), (40, 6)])
+def test_a_handful_of_documents_gives_no_verdict(tmp_path, documents, group_of):
+    comparison = pair(tmp_path, *(text_rows("domain", bits, documents, group_of) for bits in (2.31, 1.98)))
+    assert comparison.find("domain").high < 0
+    assert comparison.find("domain").verdict == "not distinguishable"
+
+
 def test_bits_per_byte_is_total_over_total(tmp_path):
     rows = [
         ItemRow("held_out:domain", None, "a", "a", nats=8 * np.log(2), bytes=4),
