@@ -24,6 +24,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         needs_gradient: bool,
     ) -> torch.Tensor:
+        """Sum the losses and form the gradients of hidden states, output weights and bias."""
         computed = hidden_ND.dtype
         weight = weight_VD.to(computed)
         bias = None if bias_V is None else bias_V.to(computed)
@@ -59,6 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients that the forward pass has formed."""
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = upstream[0]
         return (
