@@ -129,7 +129,7 @@ def test_every_recipe_example_is_valid(repository: Path, name: str) -> None:
     for block in blocks(repository / name, "yaml"):
         content = yaml.safe_load(block)
         if content is not None:  # a comment for an editor
-            recipe_from_mapping(content)
+            assert recipe_from_mapping(content).name == content["name"]
 
 
 def test_the_starter_recipe_leads_to_a_recipe(place: Path) -> None:
