@@ -1,9 +1,9 @@
 import sys
 
-from onward.corpus import builtin
-from onward.corpus.builtin import python_docs
+from onward.corpus.reading import builtin
+from onward.corpus.reading.builtin import python_docs
 from onward.corpus.documents import Document
-from onward.corpus.sources import find_inputs, read_source
+from onward.corpus.reading.sources import find_inputs, read_source
 from onward.recipe import Source
 
 

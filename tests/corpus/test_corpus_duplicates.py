@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.corpus.duplicates import DigestSet, digest, is_held_out, normalise
+from onward.corpus.duplicates.exact import DigestSet, digest, is_held_out, normalise
 
 
 def test_spelling_variants_of_one_text_are_one() -> None:

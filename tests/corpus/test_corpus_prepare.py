@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from onward.artifact import Folders, file_hash
 from onward.corpus import engine, examine
-from onward.corpus.duplicates import is_held_out, normalise, split_hash
+from onward.corpus.duplicates.exact import is_held_out, normalise, split_hash
 from onward.corpus.ledger import read_ledger
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.corpus.sorting import OTHER_SIDE

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.corpus.documents import Document
-from onward.corpus.quality import paper_reason, quality_reason, repeated_ngram_characters
-from onward.corpus.sources import find_inputs, read_source
+from onward.corpus.quality.paper import paper_reason, quality_reason, repeated_ngram_characters
+from onward.corpus.reading.sources import find_inputs, read_source
 from onward.recipe import PaperRules, Quality, Source
 
 PROSE = "\n".join(f"The {word} went down to the river, and nobody knew of it." for word in ["fox", "heron", "otter"])

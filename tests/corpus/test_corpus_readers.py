@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from onward.corpus import documents, streams
+from onward.corpus import documents
+from onward.corpus.reading import streams
 from onward.corpus.documents import Document, Fields, Item, Unreadable
-from onward.corpus.readers import read_file
-from onward.corpus.streams import InputFile, lines
+from onward.corpus.reading.readers import read_file
+from onward.corpus.reading.streams import InputFile, lines
 
 LINES = b'{"id":"a","text":"one"}\n\n{"text":"two","book":"B"}\n'
 

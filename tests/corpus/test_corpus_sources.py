@@ -7,9 +7,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from onward.corpus import streams
+from onward.corpus.reading import streams
 from onward.corpus.documents import Document
-from onward.corpus.sources import find_inputs, read_source
+from onward.corpus.reading.sources import find_inputs, read_source
 from onward.errors import UserError
 from onward.recipe import Source
 

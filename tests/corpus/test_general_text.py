@@ -50,7 +50,7 @@ def test_no_two_pieces_share_a_phrase(records: list[dict[str, str]]) -> None:
 
 
 def test_no_piece_is_dropped_by_the_quality_rules(records: list[dict[str, str]]) -> None:
-    from onward.corpus.quality import paper_reason
+    from onward.corpus.quality.paper import paper_reason
     from onward.recipe import PaperRules
 
     assert {record["id"]: paper_reason(record["text"], PaperRules()) for record in records} == {

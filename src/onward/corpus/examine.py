@@ -8,8 +8,8 @@ from itertools import chain
 import numpy as np
 
 from onward.corpus.documents import Document, Item
-from onward.corpus.duplicates import digest, is_held_out, normalise, split_hash
-from onward.corpus.quality import quality_reason
+from onward.corpus.duplicates.exact import digest, is_held_out, normalise, split_hash
+from onward.corpus.quality.paper import quality_reason
 from onward.corpus.tokens import TokenIds, token_dtype, token_reason
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Quality

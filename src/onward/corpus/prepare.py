@@ -18,7 +18,7 @@ from onward.corpus.ledger import Ledger, Tally, read_ledger
 from onward.corpus.packing import pack
 from onward.corpus.self_replay import Generate, sampled_documents
 from onward.corpus.sorting import Sorter
-from onward.corpus.sources import Inputs, find_inputs, read_source
+from onward.corpus.reading.sources import Inputs, find_inputs, read_source
 from onward.errors import UserError, nearest
 from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Progress, Silent

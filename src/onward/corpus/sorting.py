@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.corpus.documents import EMPTY, Document, Unreadable
-from onward.corpus.duplicates import DigestSet
+from onward.corpus.duplicates.exact import DigestSet
 from onward.corpus.examine import Chunk, Examined, Finding
 from onward.corpus.ledger import Count, Tally
 from onward.corpus.tables import DOCUMENTS, DroppedWriter, HeldOutWriter, RowWriter

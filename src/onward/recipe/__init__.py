@@ -1,16 +1,18 @@
 """Recipes: every knob of a run, typed and strict, with units."""
 
 from onward.recipe.loading import load_recipe, recipe_from_mapping
+from onward.recipe.quality import PaperRules, Quality
 from onward.recipe.quantities import format_seconds, format_share, format_tokens
 from onward.recipe.sections import (
     TASKS,
+    Contamination,
     Corpus,
+    Duplicates,
     Evaluation,
     HeldOut,
     Model,
+    NearDuplicates,
     Optimizer,
-    PaperRules,
-    Quality,
     Recipe,
     Schedule,
     SelfReplay,
@@ -20,10 +22,13 @@ from onward.recipe.sections import (
 
 __all__ = [
     "TASKS",
+    "Contamination",
     "Corpus",
+    "Duplicates",
     "Evaluation",
     "HeldOut",
     "Model",
+    "NearDuplicates",
     "Optimizer",
     "PaperRules",
     "Quality",

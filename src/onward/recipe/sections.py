@@ -5,18 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from onward.recipe.quality import PAPER, Quality, from_presets
 from onward.recipe.quantities import Seconds, Share, Tokens
+from onward.recipe.section import Section
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "piqa")
 """The seven benchmarks of arXiv 2504.09687, by their lm-evaluation-harness names."""
-
-
-class Section(BaseModel):
-    """Strict and frozen: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
 
 class Model(Section):
@@ -41,28 +37,37 @@ class Source(Section):
     """Field whose value keeps documents on the same side of the held-out split (a book, a site); null: the text."""
 
 
-class PaperRules(Section):
-    """The filters of arXiv 2504.09687 section 3; it gives no thresholds, the defaults are Gopher's and FineWeb's."""
+class NearDuplicates(Section):
+    """MinHash and locality-sensitive hashing over word n-grams (Broder 1997; Lee et al., arXiv 2107.06499)."""
 
-    minimum_lines: int | None = Field(3, ge=1)
-    """Drop documents with fewer non-empty lines (the paper: 3)."""
-    short_line_characters: int = Field(30, ge=1)
-    """A line of at most this many characters is short (FineWeb: 30)."""
-    maximum_short_lines: Share | None = Fraction(67, 100)
-    """Drop when more than this share of the non-empty lines is short (FineWeb: 0.67)."""
-    maximum_duplicate_lines: Share | None = Fraction(3, 10)
-    """Drop when more than this share of the non-empty lines repeats an earlier line (Gopher: 0.3)."""
-    maximum_duplicate_line_characters: Share | None = Fraction(2, 10)
-    """Drop when repeated lines hold more than this share of the characters (Gopher: 0.2)."""
-    maximum_duplicate_ngrams: Share | None = Fraction(15, 100)
-    """Drop when words inside repeated 5-grams hold more than this share of the characters (Gopher: 0.15)."""
+    ngram_words: int = Field(5, ge=1)
+    """Words in a shingle (FineWeb: 5)."""
+    bands: int = Field(14, ge=1, le=64)
+    """Bands of the signature (FineWeb: 14); two documents of Jaccard similarity s meet with 1 - (1 - s^rows)^bands."""
+    rows: int = Field(8, ge=1, le=64)
+    """Hashes in a band (FineWeb: 8)."""
 
 
-class Quality(Section):
-    """Which quality rules run; null switches a family off."""
+class Duplicates(Section):
+    """Which repeated documents are dropped; of those alike the first one read is kept."""
 
-    paper: PaperRules | None = PaperRules()  # type: ignore[call-arg]
-    """The filters of arXiv 2504.09687."""
+    exact: bool = True
+    """Drop a document whose normalised text (NFC, lower case, single spaces) was read before."""
+    near: NearDuplicates | None = NearDuplicates()  # type: ignore[call-arg]
+    """Drop a document much like one that is kept or held out; null: off."""
+    against: tuple[str, ...] = ()
+    """Prepared corpora (folders) whose documents count as read before; `domain` (in `general`): this run's domain."""
+
+
+class Contamination(Section):
+    """What is done about benchmark items that stand in the text; the items are those the recipe scores."""
+
+    ngram_words: int = Field(13, ge=5)
+    """An item is found by any of its n-grams of so many words (GPT-3: 13); shorter items by rules of their own."""
+    minimum_overlap: Share = Fraction(0)
+    """Leave alone what holds a smaller share of an item's n-grams; 0: a single one is enough."""
+    action: Literal["drop", "cut", "report"] = "drop"
+    """drop the document, cut the passage out of it, or only report; items found are listed in any case."""
 
 
 class HeldOut(Section):
@@ -101,12 +106,21 @@ class Corpus(Section):
     """Where the documents come from, read in this order."""
     self_replay: SelfReplay | None = None
     """Sample documents from the base model (allowed for `general` only)."""
-    quality: Quality | None = Quality()
-    """Quality rules; null keeps every document."""
-    exact_duplicates: bool = True
-    """Drop a document whose normalised text (NFC, lower case, single spaces) was read before."""
+    unicode: Literal["nfc", "repair"] | None = "nfc"
+    """nfc: compose characters; repair: also mend text that was decoded wrongly (ftfy); null: as read."""
+    quality: Quality | None = PAPER
+    """Quality rules, or presets: paper, gopher, c4, fineweb, or several in a list; null or `none`: no rule."""
+    duplicates: Duplicates | None = Duplicates()
+    """Repeated documents; null keeps them all."""
+    contamination: Contamination | None = Contamination()  # type: ignore[call-arg]
+    """Benchmark items in the text; null: not looked for. Without `evaluation.tasks` there is nothing to look for."""
     held_out: HeldOut = HeldOut()
     """The held-out split."""
+    packing: Literal["best_fit", "sequential", "none"] = "best_fit"
+    """best_fit: best-fit-decreasing, cuts only documents longer than a sequence; sequential: one after the other,
+    cut where a sequence ends (the paper); none: a sequence holds one document or a piece of it."""
+    block_tokens: Tokens = 16_000_000
+    """Kept tokens after which a block is packed and finished: what a kill cannot undo, and what streaming waits for."""
     tokens: Tokens | None = None
     """Stop reading after this many kept tokens; null: as many as the stages need.
     Set it where stages may be added later: more text would be another corpus, with other batches."""
@@ -120,12 +134,8 @@ class Corpus(Section):
     @field_validator("quality", mode="before")
     @classmethod
     def _preset(cls, value: object) -> object:
-        """`quality: paper` is short for the paper's rules, `quality: none` for no rule."""
-        if isinstance(value, str):
-            if value not in ("paper", "none"):
-                raise ValueError("unknown preset; the presets are paper and none")
-            return None if value == "none" else {"paper": {}}
-        return value
+        """`quality: paper`, `quality: [gopher, fineweb]`: names of presets stand for their rules."""
+        return from_presets(value)
 
     @model_validator(mode="after")
     def _has_documents(self) -> Self:
@@ -197,6 +207,9 @@ class Training(Section):
     """The learning-rate curve."""
     forgetting: Forgetting = Forgetting()
     """Remedies against forgetting."""
+    order: Literal["corpus", "blocks"] = "corpus"
+    """corpus: sequences in one random order over all the text; blocks: block after block, random within each, so that
+    training may start on the first finished block (`onward run --stream`)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision; master weights are always fp32. auto: bf16 where the device computes it natively."""
     gradient_checkpointing: bool = False

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from onward.artifact import file_hash
-from onward.corpus import builtin
+from onward.corpus.reading import builtin
 from onward.corpus.documents import Document, Fields, Item
-from onward.corpus.readers import SUFFIXES, read_file, suffix_of
-from onward.corpus.streams import InputFile, patiently
+from onward.corpus.reading.readers import SUFFIXES, read_file, suffix_of
+from onward.corpus.reading.streams import InputFile, patiently
 from onward.errors import UserError, nearest
 from onward.recipe import Source
 

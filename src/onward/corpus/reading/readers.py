@@ -8,7 +8,7 @@ import orjson
 
 from onward.corpus import documents
 from onward.corpus.documents import Fields, Item, Unreadable
-from onward.corpus.streams import MAXIMUM_RECORD_BYTES, Damaged, InputFile, Truncated, blocks, lines, open_raw
+from onward.corpus.reading.streams import MAXIMUM_RECORD_BYTES, Damaged, InputFile, Truncated, blocks, lines, open_raw
 from onward.errors import UserError
 
 RECORDS = (".jsonl", ".ndjson", ".json")

@@ -22,7 +22,7 @@ _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 def general_text() -> Path:
     """Return the packaged general text (JSONL with `id` and `text`), written for this project."""
-    return Path(str(resources.files("onward.corpus") / "general_text.jsonl"))
+    return Path(str(resources.files("onward.corpus.reading") / "general_text.jsonl"))
 
 
 def python_docs() -> Iterator[Document]:

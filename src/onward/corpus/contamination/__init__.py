@@ -1,0 +1,1 @@
+"""Contamination: benchmark items that stand in the training text."""
