@@ -9,6 +9,7 @@ ORDER = (
     "errors",
     "progress",
     "signals",
+    "environment",
     "recipe",
     "artifact",
     "statistics",

@@ -32,11 +32,15 @@ def run(
     folders: "Folders | None" = None,
     progress: "Progress | None" = None,
     workers: int | None = None,
+    stream: bool = False,
 ) -> "RunResult":
-    """Do the whole of a recipe, or what is left of it. The keywords are those of `onward.pipeline.Run`."""
+    """Do the whole of a recipe, or what is left of it. The keywords are those of `onward.pipeline.Run`.
+
+    stream: train on the blocks of text that are prepared while the rest is (for `training.order: blocks`).
+    """
     from onward.pipeline import Run
 
-    return Run(recipe, overrides, folders, progress, workers).all()
+    return Run(recipe, overrides, folders, progress, workers).all(stream)
 
 
 def prepare(

@@ -119,6 +119,11 @@ def find(folder: Path, made_from: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
+def building_place(folder: Path) -> Path:
+    """Return where an artifact stands until it is complete."""
+    return folder.parent / f".{folder.name}.building"
+
+
 @contextmanager
 def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial: bool = False) -> Iterator[Path]:
     """Give a folder to build in; on a clean exit make it the artifact at `folder`, atomically.
@@ -126,7 +131,7 @@ def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial
     keep_partial: leave what an interrupted build wrote, so that the next one may go on from it (the builder must
     itself know what is whole). A lock keeps two processes from building the same artifact at once.
     """
-    aside = folder.parent / f".{folder.name}.building"
+    aside = building_place(folder)
     with locked(folder):
         if aside.exists() and not keep_partial:
             shutil.rmtree(aside)

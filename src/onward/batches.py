@@ -2,19 +2,22 @@
 
 Slots are numbered over the whole run; slot s of the global batch holds one packed sequence. A fixed interleaving
 gives each slot to the domain or to the general text, so every window of steps has the exact share. The n-th domain
-slot takes the n-th sequence of an endless order: one seeded permutation of the corpus after the other. Nothing here
-depends on workers, ranks, micro-batches or restarts; resuming is an integer.
+slot takes the n-th sequence of an endless order: one seeded permutation of the corpus after the other, or, when the
+order is by blocks, one of each block after the other. Nothing here depends on workers, ranks, micro-batches, restarts
+or on how much of the corpus is there already; resuming is an integer.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import floor
+from math import floor, inf
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onward.corpus.store import OpenCorpus
+from onward.errors import UserError
 from onward.recipe import Training
 
 NO_TARGET = -100
@@ -26,7 +29,9 @@ class BatchPlan:
     """What decides the batches of a run.
 
     sequences_per_step: global batch. replay: share of the slots for general text. stage_steps: cumulative steps at
-    the end of each stage.
+    the end of each stage. order: whether sequences are mixed over the whole corpus or within its blocks.
+    maximum_repetition: how often a corpus may be passed over; the plan refuses a run beyond it, but a corpus that is
+    still being prepared shows its size only while it is read.
     """
 
     sequence_tokens: int
@@ -34,6 +39,8 @@ class BatchPlan:
     replay: Fraction
     seed: int
     stage_steps: tuple[int, ...]
+    order: Literal["corpus", "blocks"] = "corpus"
+    maximum_repetition: float = inf
 
     @property
     def step_tokens(self) -> int:
@@ -61,7 +68,10 @@ def plan_batches(training: Training, seed: int) -> BatchPlan:
     sequences = training.batch_tokens // training.sequence_tokens
     step_tokens = sequences * training.sequence_tokens
     steps = tuple(-(-tokens // step_tokens) for tokens in training.stages)
-    return BatchPlan(training.sequence_tokens, sequences, training.forgetting.replay or Fraction(0), seed, steps)
+    replay = training.forgetting.replay or Fraction(0)
+    return BatchPlan(
+        training.sequence_tokens, sequences, replay, seed, steps, training.order, training.maximum_repetition
+    )
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ class Batch:
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, corpus: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, corpus, epoch]).permutation(size)
+def _permutation(size: int, *seeds: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seeds).permutation(size)
 
 
 class Batches:
@@ -108,7 +118,7 @@ class Batches:
         self._corpora = corpora
         self._padding_id = padding_id
         assert len(corpora) == (2 if plan.replay else 1), "one corpus for each source of the mixture"
-        assert all(corpus.packing.sequence_tokens == plan.sequence_tokens for corpus in corpora)
+        assert all(corpus.sequence_tokens == plan.sequence_tokens for corpus in corpora)
 
     def __len__(self) -> int:
         return self.plan.total_steps
@@ -122,10 +132,25 @@ class Batches:
             reached = self.plan.general_slots(slot + 1)
             corpus, nth = (1, general) if reached > general else (0, slot - general)
             general = reached
-            size = self._corpora[corpus].packing.num_sequences
-            order = _permutation(self.plan.seed, corpus, nth // size, size)
-            chosen.append((corpus, int(order[nth % size])))
+            chosen.append((corpus, self._sequence(corpus, nth)))
         return chosen
+
+    def _sequence(self, corpus: int, nth: int) -> int:
+        """Return the nth sequence of the endless order over a corpus."""
+        if self.plan.order == "corpus":
+            epoch, within = divmod(nth, size := self._corpora[corpus].num_sequences)
+            return int(_permutation(size, self.plan.seed, corpus, epoch)[within])
+        place = self._corpora[corpus].place(nth)
+        if place.epoch and nth >= self.plan.maximum_repetition * self._corpora[corpus].num_sequences:
+            raise UserError(
+                "the text is too short for this run",
+                "training.stages",
+                f"{self._corpora[corpus].total_tokens:,} tokens prepared",
+                f"at most {self.plan.maximum_repetition:g} repetitions",
+                "add text, end the stages earlier, or raise training.maximum_repetition",
+            )
+        order = _permutation(place.size, self.plan.seed, corpus, place.epoch, place.block)
+        return place.first + int(order[place.nth])
 
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < len(self):
@@ -137,8 +162,8 @@ class Batches:
         documents = np.full(shape, -1, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         for row, (corpus, sequence) in enumerate(rows):
-            store = self._corpora[corpus].tokens
-            offsets, lengths, ends = self._corpora[corpus].packing.sequence(sequence)
+            store = self._corpora[corpus]
+            offsets, lengths, ends = store.sequence(sequence)
             at = 0
             for piece, (offset, length, is_end) in enumerate(zip(offsets, lengths, ends, strict=True)):
                 # A piece that does not end its document has one more target: the document's next token.

@@ -5,16 +5,26 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onward import __version__
 
 if TYPE_CHECKING:
+    from onward.corpus.engine import StartWorkers
     from onward.pipeline import Run
+
+
+class EngineName(StrEnum):
+    """What runs the chunks of a corpus."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 app = typer.Typer(
     name="onward",
@@ -30,17 +40,29 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 Cache = Annotated[Path | None, typer.Option("--cache", help="Shared artifacts. [default: ~/.cache/onward]")]
 Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the runs. [default: ./runs]")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
+Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares text: this machine, or a Ray cluster.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster: auto, HOST:PORT. [default: one started here]")
+]
+Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 
 
 @app.command()
 def run(
-    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+    recipe: RecipeName,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+    stream: Stream = False,
 ) -> None:
     """Prepare, score the base, train and score every stage, report; run again to go on where it stopped."""
     from onward.terminal import print_summary
 
-    with opened(recipe, set_, cache, runs, workers) as opened_run:
-        result = opened_run.all()
+    with opened(recipe, set_, cache, runs, workers, engine, address) as opened_run:
+        result = opened_run.all(stream)
     for stage in result.report.summary:
         print_summary(stage.rows, stage.title)
     typer.echo(f"report: {result.report.html}")
@@ -48,12 +70,18 @@ def run(
 
 @app.command()
 def prepare(
-    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+    recipe: RecipeName,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
 ) -> None:
     """Read, filter, deduplicate, hold out, tokenise and pack the recipe's corpora."""
     from onward.terminal import print_ledger
 
-    with opened(recipe, set_, cache, runs, workers) as opened_run:
+    with opened(recipe, set_, cache, runs, workers, engine, address) as opened_run:
         corpora = opened_run.corpora
     print_ledger("domain", corpora.domain.ledger)
     typer.echo(f"domain:  {corpora.domain.path}")
@@ -151,7 +179,13 @@ def user_errors() -> Iterator[None]:
 
 @contextmanager
 def opened(
-    recipe: str, overrides: list[str] | None, cache: Path | None, runs: Path | None, workers: int | None
+    recipe: str,
+    overrides: list[str] | None,
+    cache: Path | None,
+    runs: Path | None,
+    workers: int | None,
+    engine: EngineName = EngineName.LOCAL,
+    address: str | None = None,
 ) -> "Iterator[Run]":
     """Open a recipe as a Run that shows its progress, and turn its errors into messages."""
     with user_errors():
@@ -163,13 +197,26 @@ def opened(
         terminal, folders = Terminal(), Folders.default(cache, runs)
         try:
             with disk_errors(folders.runs):
-                yield Run(recipe, overrides or (), folders, terminal, workers)
+                yield Run(recipe, overrides or (), folders, terminal, workers, _engine(engine, address))
         except Interrupted as stopped:
             terminal.end()
             typer.echo(str(stopped), err=True)
             raise typer.Exit(stopped.code) from None
         finally:
             terminal.end()
+
+
+def _engine(engine: EngineName, address: str | None) -> "StartWorkers[Any, Any] | None":
+    """Return what starts the workers of another engine than this machine's processes."""
+    from onward.errors import UserError
+
+    if engine is EngineName.RAY:
+        from onward.corpus.ray_engine import ray_workers
+
+        return ray_workers(address)
+    if address is not None:
+        raise UserError("only Ray has an address", "--address", address, todo="add --engine ray")
+    return None
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -1,21 +1,21 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from onward.artifact import Folders, flatten, read_manifest, write_json, write_text
+from onward.artifact import Folders, find, flatten, read_manifest, write_json, write_text
 from onward.batches import plan_batches
-from onward.corpus.prepare import PreparedCorpus, prepare
+from onward.corpus.engine import processes
+from onward.corpus.prepare import Items, Preparation, PreparedCorpus, make, plan_preparation
+from onward.environment import describe_environment
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
@@ -26,6 +26,10 @@ from onward.recipe.sections import as_path
 from onward.training.stages import COST_KNOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onward.corpus.engine import StartWorkers
+    from onward.corpus.examine import Examined, Task
     from onward.evaluation.scores import Scores
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
@@ -64,7 +68,8 @@ class RunResult:
 class Run:
     """One recipe in its folder; every method makes what is missing and returns at once when nothing is.
 
-    folders: where artifacts live (None: the defaults). workers: processes that prepare text (None: one per core).
+    folders: where artifacts live (None: the defaults). workers: processes that prepare text (None: one per core);
+    start_workers: another engine for them (`corpus.ray_engine`).
     """
 
     def __init__(
@@ -74,11 +79,13 @@ class Run:
         folders: Folders | None = None,
         progress: Progress | None = None,
         workers: int | None = None,
+        start_workers: "StartWorkers[Task, Examined] | None" = None,
     ) -> None:
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         self.folders = folders or Folders.default()
         self.progress = progress or Silent()
         self.workers = workers
+        self.start_workers = start_workers
         self.folder = self.folders.runs / self.recipe.name
         self._freeze()
 
@@ -98,24 +105,17 @@ class Run:
     @cached_property
     def corpora(self) -> Corpora:
         """Prepared domain and general text."""
-        self._check_evaluation()
-        needed_domain, needed_general = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
-        domain, general = self.recipe.corpus, self.recipe.general
-        wanted = {"domain": wanted_tokens(domain, needed_domain, self.recipe)}
-        if general is not None:
-            wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
-            wanted["sampled"] = self._sampled_tokens(general, needed_general)
-        if self._has_results:  # a stage more repeats this text within its cap; more text would be another corpus
-            wanted |= self._recorded.get("prepared_for", {})
-        if general is not None and general.self_replay is not None:
-            sized = general.self_replay.model_copy(update={"tokens": wanted["sampled"]})
-            general = general.model_copy(update={"self_replay": sized})
-        prepared = self._prepare(domain, wanted["domain"], "domain")
+        prepared = self._make(self.planned_domain)
+        general = self.recipe.general
         if general is not None and general.self_replay is not None:
             check_domain(self.recipe, prepared)
-        corpora = Corpora(prepared, None if general is None else self._prepare(general, wanted["general"], "general"))
-        self._record(corpora={name: str(folder) for name, folder in corpora.paths().items()}, prepared_for=wanted)
-        return corpora
+        return self._with_corpora(prepared, self._general(prepared))
+
+    @cached_property
+    def planned_domain(self) -> Preparation:
+        """The domain text as it will be prepared: where it will stand, and what from."""
+        self._check_evaluation()
+        return self._planned(self.recipe.corpus, self._wanted["domain"], "domain")
 
     @cached_property
     def plan(self) -> Plan:
@@ -137,19 +137,9 @@ class Run:
 
     def train(self, until_stage: int | None = None) -> "tuple[Stage, ...]":
         """Train to the end of a stage (None: all), going on from the newest checkpoint."""
-        from onward.training.train import train
-
         assert self.plan  # the plan refuses what cannot work
-        return train(
-            self.recipe.training,
-            base=self.base,
-            domain=self.corpora.domain.path,
-            general=None if self.corpora.general is None else self.corpora.general.path,
-            seed=self.recipe.seed,
-            run_folder=self.folder,
-            until_stage=until_stage,
-            progress=self.progress,
-        )
+        general = self.corpora.general
+        return self._train(until_stage, self.corpora.domain.path, None if general is None else general.path, None)
 
     def score_stage(self, stage: "Stage") -> "Scores":
         """Score the checkpoint at a stage's end."""
@@ -182,8 +172,14 @@ class Run:
 
         return report(self.folder, progress=self.progress)
 
-    def all(self) -> RunResult:
-        """Prepare, plan, score the base, train and score every stage, report."""
+    def all(self, stream: bool = False) -> RunResult:
+        """Prepare, plan, score the base, train and score every stage, report.
+
+        stream: train on the blocks that are prepared while the rest is being prepared (for `training.order: blocks`);
+        the first stage is then trained before the base is scored, and everything comes out the same.
+        """
+        if stream:
+            self._train_while_preparing()
         plan = self.plan
         base_scores = self.score_base()
         scores = []
@@ -220,22 +216,112 @@ class Run:
             for task in others:
                 definitions(task)
 
-    def _prepare(self, corpus: Corpus, wanted: int, label: str) -> PreparedCorpus:
-        recorded = self._recorded.get("corpora", {}).get(label) if self._has_results else None
-        return prepare(
+    def _train_while_preparing(self) -> None:
+        """Train the first stage on a domain that another process prepares meanwhile."""
+        if self.recipe.training.order != "blocks":
+            todo = "write `training.order: blocks` into the recipe, or add --set training.order=blocks"
+            got, expected = self.recipe.training.order, "blocks: their order does not depend on later text"
+            raise UserError("only blocks can be streamed", "training.order", got, expected, todo)
+        if read_manifest(self.planned_domain.folder) is not None:
+            return
+        from onward.corpus.background import Background
+
+        general = self.recipe.general
+        if general is not None and general.duplicates is not None and "domain" in general.duplicates.against:
+            todo = "run without --stream, or remove `domain` from general.duplicates.against"
+            raise UserError("general text that is compared with the domain cannot come before it", todo=todo)
+        prepared_general = self._general(None)
+        background = Background(self.planned_domain, self.workers)
+        try:
+            path = None if prepared_general is None else prepared_general.path
+            self._train(1, self.planned_domain.folder, path, background.check)
+            prepared = background.result()
+        finally:
+            background.stop()
+        self.corpora = self._with_corpora(prepared, prepared_general)
+
+    def _train(
+        self, until_stage: int | None, domain: Path, general: Path | None, while_waiting: "Callable[[], None] | None"
+    ) -> "tuple[Stage, ...]":
+        from onward.training.train import train
+
+        return train(
+            self.recipe.training,
+            base=self.base,
+            domain=domain,
+            general=general,
+            seed=self.recipe.seed,
+            run_folder=self.folder,
+            until_stage=until_stage,
+            progress=self.progress,
+            while_waiting=while_waiting,
+        )
+
+    @cached_property
+    def _wanted(self) -> dict[str, int]:
+        """How many tokens to keep of each corpus, and to sample."""
+        needed_domain, needed_general = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
+        general = self.recipe.general
+        wanted = {"domain": wanted_tokens(self.recipe.corpus, needed_domain, self.recipe)}
+        if general is not None:
+            wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
+            wanted["sampled"] = self._sampled_tokens(general, needed_general)
+        if self._has_results:  # a stage more repeats this text within its cap; more text would be another corpus
+            wanted |= self._recorded.get("prepared_for", {})
+        return wanted
+
+    @cached_property
+    def _items(self) -> Items | None:
+        """The benchmark items that the recipe scores, which its text must not hold."""
+        from onward.tasks.questions import item_facts, load_questions
+
+        evaluation = self.recipe.evaluation
+        if not evaluation.tasks:
+            return None
+        data = None if evaluation.data is None else as_path(evaluation.data)
+        tasks, limit = evaluation.tasks, evaluation.limit
+        return Items(item_facts(tasks, data, limit), partial(load_questions, tasks, data, limit))
+
+    def _general(self, domain: PreparedCorpus | None) -> PreparedCorpus | None:
+        """Prepare the general text; domain: what its duplicates may be looked for in."""
+        general = self.recipe.general
+        if general is None:
+            return None
+        if general.self_replay is not None:
+            sized = general.self_replay.model_copy(update={"tokens": self._wanted["sampled"]})
+            general = general.model_copy(update={"self_replay": sized})
+        if general.duplicates is not None and "domain" in general.duplicates.against:
+            assert domain is not None
+            against = tuple(str(domain.path) if path == "domain" else path for path in general.duplicates.against)
+            duplicates = general.duplicates.model_copy(update={"against": against})
+            general = general.model_copy(update={"duplicates": duplicates})
+        return self._make(self._planned(general, self._wanted["general"], "general"))
+
+    def _with_corpora(self, domain: PreparedCorpus, general: PreparedCorpus | None) -> Corpora:
+        corpora = Corpora(domain, general)
+        paths = {name: str(folder) for name, folder in corpora.paths().items()}
+        self._record(corpora=paths, prepared_for=self._wanted)
+        return corpora
+
+    def _planned(self, corpus: Corpus, wanted: int, label: str) -> Preparation:
+        planned = plan_preparation(
             corpus,
             tokenizer=self.tokenizer,
             sequence_tokens=self.recipe.training.sequence_tokens,
             wanted_tokens=wanted,
             seed=self.recipe.seed,
             folders=self.folders,
-            generate=self._generate,
+            items=self._items,
             model_fingerprint=self.base.fingerprint,
-            workers=self.workers,
-            progress=self.progress,
             label=label,
-            only=None if recorded is None else Path(recorded),
         )
+        recorded = self._recorded.get("corpora", {}).get(label) if self._has_results else None
+        if recorded is not None:  # the corpus that the run began with; what changed since is named
+            find(Path(recorded), planned.made_from)
+        return planned
+
+    def _make(self, planned: Preparation) -> PreparedCorpus:
+        return make(planned, self._generate, self.start_workers or processes(self.workers), self.progress)
 
     def _generate(self, settings: SelfReplay, seed: int) -> Iterator[str]:
         from onward.model.generate import sample_documents
@@ -285,50 +371,6 @@ class Run:
         """Say in the run's folder where the shared artifacts are, for the report and for people."""
         model = {**asdict(self.base), "folder": str(self.base.folder)}
         write_json(self.folder / "artifacts.json", {**self._recorded, "model": model, **pointers})
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return what the run ran on: versions, hardware, the command."""
-    import os
-    import platform
-    from datetime import UTC, datetime
-    from importlib.metadata import version
-
-    import psutil
-
-    from onward import __version__
-
-    return {
-        "onward": __version__,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "accelerator": _accelerator(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _processor() -> str:
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _accelerator() -> str | None:
-    """The first NVIDIA GPU's name as its driver tells it; torch, which would know too, takes seconds to import."""
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        lines = path.read_text().splitlines()
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model:")), path.parent.name)
-    return None
 
 
 def _parameters(base: ModelSource) -> int:

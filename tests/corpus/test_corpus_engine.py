@@ -1,10 +1,11 @@
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from onward.corpus import engine
-from onward.corpus.engine import in_order
+from onward.corpus.engine import in_order, processes
 from onward.errors import UserError
 
 
@@ -18,18 +19,29 @@ def killed(number: int) -> int:
     return number
 
 
-def test_results_come_in_order_from_one_process_or_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WINDOW_CHUNKS", 4)
-    alone = list(in_order(range(23), square, workers=1))
-    together = list(in_order(range(23), square, workers=2))
+class KilledOnce:
+    """Dies at its first sight of a chunk, in a worker."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __call__(self, number: int) -> int:
+        if number == 7 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), 9)
+        return number
+
+
+def test_results_come_in_order_from_one_process_or_two() -> None:
+    alone = list(in_order(range(23), square, processes(1)))
+    together = list(in_order(range(23), square, processes(2)))
     assert [(n, result[0]) for n, result in together] == [(n, result[0]) for n, result in alone]
     assert {result[1] for _, result in alone} == {os.getpid()}
-    assert os.getpid() in {result[1] for _, result in together[: engine.CHUNKS_ALONE]}
+    assert {result[1] for _, result in together[: engine.CHUNKS_ALONE]} == {os.getpid()}
     assert os.getpid() not in {result[1] for _, result in together[engine.CHUNKS_ALONE :]}
 
 
-def test_what_is_in_flight_is_bounded_and_an_early_end_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WINDOW_CHUNKS", 2)
+def test_what_is_in_flight_is_bounded_and_an_early_end_is_clean() -> None:
     taken = 0
 
     def endless() -> Iterator[int]:
@@ -38,11 +50,11 @@ def test_what_is_in_flight_is_bounded_and_an_early_end_is_clean(monkeypatch: pyt
             taken += 1
             yield taken
 
-    results = in_order(endless(), square, workers=2)
+    results = in_order(endless(), square, processes(2))
     for _ in range(7):
         next(results)
     results.close()
-    assert taken <= engine.CHUNKS_ALONE + 3 * 4
+    assert taken <= 7 + 2 * engine.IN_FLIGHT
 
 
 def test_a_failure_while_reading_is_the_callers() -> None:
@@ -51,9 +63,15 @@ def test_a_failure_while_reading_is_the_callers() -> None:
         raise UserError("the disk is gone")
 
     with pytest.raises(UserError, match="the disk is gone"):
-        list(in_order(broken(), square, workers=2))
+        list(in_order(broken(), square, processes(2)))
 
 
-def test_a_killed_worker_is_explained() -> None:
-    with pytest.raises(UserError, match="a worker process was killed"):
-        list(in_order(range(8), killed, workers=2))
+def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
+    results = list(in_order(range(20), KilledOnce(tmp_path / "mark"), processes(2)))
+    assert (tmp_path / "mark").exists()
+    assert results == [(n, n) for n in range(20)]
+
+
+def test_workers_that_are_killed_again_and_again_are_explained() -> None:
+    with pytest.raises(UserError, match="killed again and again"):
+        list(in_order(range(8), killed, processes(2)))

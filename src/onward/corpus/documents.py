@@ -1,5 +1,6 @@
 """Documents: what readers give to the corpus stage, and what they could not read."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -10,9 +11,12 @@ Few books are that long (War and Peace has 3.2 million characters); a part ends 
 document of its own, in the held-out split too: a corpus that is one large file then still has both sides, and the two
 meet only at the borders of contiguous megabytes.
 """
+BINARY_SHARE = 100
+"""A text is binary when more than one character in so many is NUL; fewer are removed (PDF converters leave some)."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """One text. id: the record's own, else `path:line`. source: the file. group: shares a held-out side, or None."""
 
@@ -22,16 +26,36 @@ class Document:
     group: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record without a usable text. where: `path:line`. reason: a ledger rule. fields: those the record has."""
+    """Records without a usable text. where: `path:line`. reason: a ledger rule. fields: those the record has.
+
+    count: so many records in a row have this reason, the first of them at `where`; millions of empty lines are then
+    few objects.
+    """
 
     where: str
     reason: str
     fields: tuple[str, ...] = ()
+    count: int = 1
+
+    def places(self) -> Iterator[str]:
+        """Yield the place of every record: `path:7`, `path:8`, ..."""
+        yield self.where
+        if self.count > 1:
+            path, _, first = self.where.rpartition(":")
+            yield from (f"{path}:{number}" for number in range(int(first) + 1, int(first) + self.count))
 
 
 Item = Document | Unreadable
+
+
+class Unfit(Exception):
+    """Content that gives no text. reason: a ledger rule."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -43,12 +67,20 @@ class Fields:
 
 
 EMPTY = "unreadable: empty text"
+BINARY = "unreadable: binary content"
 BROKEN_JSON = "unreadable: broken JSON"
+NOT_AN_OBJECT = "unreadable: not a JSON object"
 NOT_UTF8 = "unreadable: not UTF-8"
+MIXED_ENCODINGS = "unreadable: mixed encodings"
 TRUNCATED = "unreadable: truncated file"
 DAMAGED = "unreadable: damaged compression"
+WIDE_WINDOW = "unreadable: zstd window of more than 128 MB"
 BROKEN_PARQUET = "unreadable: broken Parquet"
-TOO_LONG = "unreadable: longer than 512 MB"
+NO_TEXT_IN_PAGE = "unreadable: no text in the page"
+NO_TEXT_IN_PDF = "unreadable: no text in the PDF"
+
+WITHOUT_TEXT = frozenset({EMPTY, NO_TEXT_IN_PAGE})
+"""Read without fault, with nothing to give: counted, but no sign of bad input."""
 
 
 def no_field(name: str) -> str:
@@ -56,29 +88,69 @@ def no_field(name: str) -> str:
     return f"unreadable: no field `{name}`"
 
 
-def from_record(record: Mapping[str, object], fields: Fields, source: str, where: str) -> Iterator[Item]:
-    """Yield the document of a record (in parts when it is very long), or why there is none."""
+def not_encoded(encoding: str) -> str:
+    """Return the ledger rule for bytes that are not in the encoding that they should have."""
+    return f"unreadable: not {encoding}"
+
+
+def too_long(maximum_bytes: int) -> str:
+    """Return the ledger rule for a record or file of more than so many bytes."""
+    return f"unreadable: longer than {maximum_bytes // 1_000_000} MB"
+
+
+def broken(kind: str) -> str:
+    """Return the ledger rule for a file that is not the PDF, DOCX or EPUB that its name says."""
+    return f"unreadable: broken {kind}"
+
+
+def protected(kind: str) -> str:
+    """Return the ledger rule for a file that only opens with a password or a key."""
+    return f"unreadable: password-protected {kind}"
+
+
+def reason_against(record: object, fields: Fields) -> str | None:
+    """Return the ledger rule of a record without a usable text, None for one that is a document."""
+    if not isinstance(record, dict):
+        return NOT_AN_OBJECT
     for field in (fields.text, fields.group):
         if field is not None and field not in record:
-            yield Unreadable(where, no_field(field), tuple(map(str, record)))
-            return
+            return no_field(field)
     text = record[fields.text]
-    if not isinstance(text, str):
-        yield Unreadable(where, f"unreadable: field `{fields.text}` is not text")
-        return
-    name, group = record.get("id"), None if fields.group is None else str(record[fields.group])
+    return reason_against_text(text) if isinstance(text, str) else f"unreadable: field `{fields.text}` is not text"
+
+
+def reason_against_text(text: str) -> str | None:
+    """Return the ledger rule of an empty or binary text, None for any other."""
+    if not text or text.isspace():
+        return EMPTY
+    return BINARY if "\0" in text and text.count("\0") * BINARY_SHARE > len(text) else None
+
+
+def from_record(record: Mapping[str, object], fields: Fields, source: str, where: str) -> Iterator[Item]:
+    """Yield the document of a record that no reason speaks against, in parts when it is very long."""
+    text, name = record[fields.text], record.get("id")
+    assert isinstance(text, str)
+    group = None if fields.group is None else str(record[fields.group])
     yield from from_text(text, str(name) if isinstance(name, str | int) else where, source, where, group)
 
 
 def from_text(text: str, name: str, source: str, where: str, group: str | None = None) -> Iterator[Item]:
-    """Yield one document, or its parts `name#1`, `name#2`, ... when it is longer than MAXIMUM_CHARACTERS."""
-    if not text or text.isspace():
-        yield Unreadable(where, EMPTY)
+    """Yield one document, or its parts `name#1`, `name#2`, ... when it is longer than MAXIMUM_CHARACTERS.
+
+    NUL characters are removed where they are few; other control characters stay as they were read.
+    """
+    if reason := reason_against_text(text):
+        yield Unreadable(where, reason)
     elif len(text) <= MAXIMUM_CHARACTERS:
-        yield Document(name, text, source, group)
+        yield Document(name, text.replace("\0", ""), source, group)
     else:
         for number, part in enumerate(cut(text, MAXIMUM_CHARACTERS), start=1):
             yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group)
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with U+FFFD for every lone surrogate, which no encoding could write."""
+    return _SURROGATE.sub("�", text)
 
 
 def cut(text: str, characters: int) -> Iterator[str]:

@@ -1,82 +1,172 @@
 """The engine: chunks through a pure function, in this process or in many, results always in the order of the chunks.
 
-joblib runs the workers, so its other back ends (Ray, Dask) carry the same call across machines. Chunks go out in
-windows: what is in flight is bounded, the next window is read while the workers are busy with this one, and a
-failure while reading happens in the caller's own thread.
+loky runs the processes of one machine; `ray_engine` those of many. Both are told once what to do, then get chunks as
+they have room (so a slow chunk holds nobody up), and the number of chunks in flight is bounded. Chunks are read in
+the caller's own thread, so a failure while reading is the caller's.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
-from threading import Event
-from typing import TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from onward.errors import UserError
 
+if TYPE_CHECKING:
+    from loky import ProcessPoolExecutor
+
 CHUNKS_ALONE = 2
 """Chunks done before workers are started: starting them takes about as long."""
-WINDOW_CHUNKS = 16
-"""Chunks per worker in a window; at its end a worker waits for half a chunk on average, so 3 % of the time."""
+IN_FLIGHT = 3
+"""Chunks per worker that are waiting, being worked on, or done and not yet fetched."""
+_RESTARTS = 3
+"""So often in a row, without any chunk done between, may workers be killed before it is an error."""
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
+ChunkIn = TypeVar("ChunkIn", contravariant=True)
+ResultOut = TypeVar("ResultOut", covariant=True)
+
+
+class Pending(Protocol[ResultOut]):
+    """A chunk that was sent to a worker."""
+
+    def result(self) -> ResultOut:
+        """Wait for the worker and return what it made; raises WorkerLost when it was killed."""
+
+
+class Workers(Protocol[ChunkIn, ResultOut]):
+    """Processes, here or elsewhere, that were told their work."""
+
+    count: int
+    """How many chunks they work on at one time."""
+
+    def send(self, chunk: ChunkIn) -> Pending[ResultOut]:
+        """Give a chunk to whichever is free next."""
+
+
+StartWorkers = Callable[[Callable[[Chunk], Result]], AbstractContextManager[Workers[Chunk, Result]]]
+"""Starts workers for a pure, picklable function, and stops them at the end of the context."""
+
+
+class WorkerLost(Exception):
+    """A worker was killed from outside, and what it was doing is lost."""
 
 
 def in_order(
-    chunks: Iterable[Chunk], work: Callable[[Chunk], Result], workers: int | None = None
+    chunks: Iterable[Chunk], work: Callable[[Chunk], Result], start: StartWorkers[Chunk, Result] | None
 ) -> Generator[tuple[Chunk, Result], None, None]:
     """Yield every chunk with its result, in order.
 
-    work: pure and picklable. workers: processes, None for one per core; 1 stays in this process. Raises UserError
-    when a worker is killed from outside.
+    work: pure and picklable. start: what starts the workers; None stays in this process. Chunks that a killed worker
+    had are done again; raises UserError when workers are killed again and again.
     """
-    if workers is None:
-        from joblib import cpu_count  # knows containers' limits and every system
-
-        workers = cpu_count()
     chunks = iter(chunks)
-    for chunk in islice(chunks, CHUNKS_ALONE if workers > 1 else None):
+    for chunk in islice(chunks, CHUNKS_ALONE if start is not None else None):
         yield chunk, work(chunk)
-    window = list(islice(chunks, WINDOW_CHUNKS * workers))
-    if window:
-        yield from _in_processes(window, chunks, work, workers)
+    waiting = deque(islice(chunks, 1))
+    if start is None or not waiting:
+        return
+    losses = 0
+    while waiting:
+        try:
+            with start(work) as workers:
+                for chunk, result in _in_flight(waiting, chunks, workers):
+                    losses = 0
+                    yield chunk, result
+        except WorkerLost as error:
+            losses += 1
+            if losses > _RESTARTS:
+                todo = "run again with fewer workers, or on a machine with more memory; finished blocks are kept"
+                raise UserError(
+                    "workers were killed again and again, most likely for want of memory", todo=todo
+                ) from error
 
 
-def _in_processes(
-    window: list[Chunk], chunks: Iterator[Chunk], work: Callable[[Chunk], Result], workers: int
+def _in_flight(
+    waiting: deque[Chunk], chunks: Iterator[Chunk], workers: Workers[Chunk, Result]
 ) -> Iterator[tuple[Chunk, Result]]:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    call = delayed(_single_threaded)
-    try:
-        with Parallel(n_jobs=workers, return_as="generator", batch_size=1) as parallel:
-            while window:
-                is_over = Event()
-                results = parallel(call(work, chunk) for chunk in _until(is_over, window))
-                try:
-                    following = list(islice(chunks, len(window)))
-                    yield from zip(window, results, strict=True)
-                finally:
-                    # After an early end joblib is given no more chunks and finishes the few it has; closing its
-                    # generator instead aborts the workers, whose threads then now and then fail (1 of 850 times).
-                    is_over.set()
-                    deque(results, maxlen=0)
-                window = following
-    except TerminatedWorkerError as error:
-        todo = "run again with fewer workers, or on a machine with more memory; finished artifacts are kept"
-        raise UserError("a worker process was killed, most likely for want of memory", todo=todo) from error
+    """Send chunks and yield results; `waiting` holds the chunks without a result, so that nothing is lost."""
+    sent = deque(workers.send(chunk) for chunk in waiting)
+    while waiting:
+        for chunk in islice(chunks, max(0, workers.count * IN_FLIGHT - len(sent))):
+            waiting.append(chunk)
+            sent.append(workers.send(chunk))
+        result = sent.popleft().result()
+        yield waiting.popleft(), result
 
 
-def _until(is_over: Event, window: Iterable[Chunk]) -> Iterator[Chunk]:
-    for chunk in window:
-        if is_over.is_set():
-            return
-        yield chunk
+def processes(count: int | None) -> StartWorkers[Chunk, Result] | None:
+    """Return what starts worker processes on this machine; None for one per core; a single one is this process."""
+    if count is None:
+        from loky import cpu_count  # knows containers' limits and every system
+
+        count = cpu_count()
+    if count <= 1:
+        return None
+    number = count
+
+    @contextmanager
+    def start(work: Callable[[Chunk], Result]) -> Iterator[Workers[Chunk, Result]]:
+        from loky import ProcessPoolExecutor
+
+        executor = ProcessPoolExecutor(number, initializer=_take_work, initargs=(work,))
+        is_broken = False
+        try:
+            yield _Processes(executor, number)
+        except (WorkerLost, KeyboardInterrupt, SystemExit):
+            is_broken = True
+            raise
+        finally:  # after an early end the few chunks in flight are waited for: aborted workers fail now and then
+            executor.shutdown(kill_workers=is_broken)
+
+    return start
 
 
-def _single_threaded(work: Callable[[Chunk], Result], chunk: Chunk) -> Result:
-    """Run in a worker: there is one worker per core already."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return work(chunk)
+class _Processes(Generic[Chunk, Result]):
+    """Worker processes of this machine."""
+
+    def __init__(self, executor: "ProcessPoolExecutor", count: int) -> None:
+        self.count = count
+        self._executor = executor
+
+    def send(self, chunk: Chunk) -> Pending[Result]:
+        return _Sent(self._executor, chunk)
+
+
+class _Sent(Generic[Chunk, Result]):
+    def __init__(self, executor: "ProcessPoolExecutor", chunk: Chunk) -> None:
+        from loky.process_executor import BrokenProcessPool
+
+        self._broken = BrokenProcessPool
+        self._error: Exception | None = None
+        try:
+            self._future = executor.submit(_do_work, chunk)
+        except BrokenProcessPool as error:  # the one before it was killed while this one was sent
+            self._error = error
+
+    def result(self) -> Result:
+        if self._error is not None:
+            raise WorkerLost from self._error
+        try:
+            result: Result = self._future.result()
+        except self._broken as error:
+            raise WorkerLost from error
+        return result
+
+
+_work: Callable[..., object] | None = None
+
+
+def _take_work(work: Callable[..., object]) -> None:
+    """Run in a worker as it starts: the work holds a tokenizer and an index of items, which travel once."""
+    global _work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one worker per core already
+    _work = work
+
+
+def _do_work(chunk: object) -> object:
+    assert _work is not None
+    return _work(chunk)

@@ -1,125 +1,252 @@
-"""What is found out about each document of a chunk: a pure function, so any process on any machine may run it."""
+"""What is found out about the documents of a chunk: a pure function, so any process on any machine may run it.
 
-from collections.abc import Iterable, Iterator, Sequence
+Everything is columns over the chunk's documents: one pass of compiled code for each question, no object for each
+document. The text as read is judged; what C4's line rules or cut passages take out of a document is taken out before
+its tokens are made.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from typing import Any
 
 import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
-from onward.corpus.documents import Document, Item
-from onward.corpus.duplicates.exact import digest, is_held_out, normalise, split_hash
-from onward.corpus.quality.paper import quality_reason
-from onward.corpus.tokens import TokenIds, token_dtype, token_reason
+from onward.corpus.contamination.index import ItemIndex
+from onward.corpus.contamination.scan import Hit, cut_passages, scan
+from onward.corpus.documents import Document, Fields, Unreadable
+from onward.corpus.duplicates.exact import digests, held_out_flags, split_hashes
+from onward.corpus.duplicates.minhash import band_keys
+from onward.corpus.duplicates.normalised import normalised
+from onward.corpus.histograms import Histograms
+from onward.corpus.quality.judge import judge
+from onward.corpus.reading.chunks import Chunk, open_chunk
+from onward.corpus.reading.unicode import clean_text
+from onward.corpus.text.batch import batch_of
+from onward.corpus.text.words import split_words
+from onward.corpus.tokenise import Engine, TokenIds, encode, token_reasons
 from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Quality
+from onward.recipe import Contamination, NearDuplicates, Quality
 
-CHUNK_CHARACTERS = 2_000_000
-"""Half a second of tokenizing: long against the millisecond that a chunk costs, short against the memory of many."""
-CHUNK_ITEMS = 4096
-ENCODE_CHARACTERS = 500_000
-"""Characters given to the tokenizer at once; it holds some hundred bytes for each token."""
-
-Chunk = tuple[Item, ...]
+EXCERPT_CHARACTERS = 200
+C4_LINES = "lines taken out (c4)"
+PASSAGES = "passages of benchmarks cut out"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a document is examined by. held_out_share: 1 holds everything out, 0 nothing."""
+    """What documents are examined by. near and items: None switches near-duplicates and contamination off."""
 
+    unicode: str | None
     quality: Quality | None
+    near: NearDuplicates | None
+    contamination: Contamination | None
+    items: ItemIndex | None
     held_out_share: Fraction
     tokenizer: LoadedTokenizer
+    engine: Engine
     maximum_unknown: Fraction
     minimum_bytes_per_token: float | None
 
+    @property
+    def key_columns(self) -> int:
+        """The exact digest and the bands of a signature."""
+        return 1 + (self.near.bands if self.near else 0)
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is known of one document without knowing the others.
 
-    digest: xxh3-128 of the normalised text, split_hash: of the group or the normalised text; both 0 when a quality
-    rule speaks against it. num_tokens: with BOS and EOS, 0 unless it may be kept.
+@dataclass(frozen=True)
+class Task:
+    """A chunk and how to read it.
+
+    scored: its documents are held out as they are, chosen by hand. position: where reading goes on after it.
     """
 
-    size_bytes: int
-    quality_reason: str | None = None
-    digest: int = 0
-    split_hash: int = 0
-    is_held_out: bool = False
-    token_reason: str | None = None
-    num_tokens: int = 0
+    chunk: Chunk
+    fields: Fields
+    scored: bool
+    position: Any
+
+
+@dataclass(frozen=True)
+class Touched:
+    """A benchmark item found in a document of the chunk. score: share of the item's n-grams."""
+
+    document: int
+    item: int
+    score: float
+    excerpt: str
 
 
 @dataclass(frozen=True)
 class Examined:
-    """Findings in the order of the chunk's items (None for an unreadable one), and the tokens of all one by one."""
+    """Columns over the n documents of a chunk, and its unreadable records.
 
-    findings: tuple[Finding | None, ...]
+    read_bytes, kept_bytes: UTF-8 as read, and after what was taken out. reason: int16[n], index into `reasons` of what
+    drops a document, -1 for none; contaminated: bool[n], dropped for a benchmark item. keys: uint64[n, columns], the
+    exact digest and the near-duplicate bands (0: none). order: uniform 64-bit hash that orders held-out text.
+    tokens, starts: ids of document d are tokens[starts[d]:starts[d + 1]], empty where it has none. digest: xxh3-64 of
+    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document.
+    """
+
+    ids: list[str]
+    sources: list[str]
+    read_bytes: NDArray[np.int64]
+    kept_bytes: NDArray[np.int64]
+    reason: NDArray[np.int16]
+    reasons: tuple[str, ...]
+    contaminated: NDArray[np.bool_]
+    keys: NDArray[np.uint64]
+    held_out: NDArray[np.bool_]
+    order: NDArray[np.uint64]
     tokens: TokenIds
+    starts: NDArray[np.int64]
+    digest: NDArray[np.int64]
+    excerpts: list[str]
+    trimmed: dict[str, NDArray[np.int64]]
+    held_out_texts: dict[int, tuple[str, str | None]]
+    touched: tuple[Touched, ...]
+    unreadable: tuple[Unreadable, ...]
+    histograms: Histograms
 
 
-def chunked(items: Iterable[Item]) -> Iterator[Chunk]:
-    """Group items into chunks of about CHUNK_CHARACTERS."""
-    chunk: list[Item] = []
-    characters = 0
-    for item in items:
-        chunk.append(item)
-        characters += len(item.text) if isinstance(item, Document) else 0
-        if characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_ITEMS:
-            yield tuple(chunk)
-            chunk, characters = [], 0
-    if chunk:
-        yield tuple(chunk)
-
-
-def examine(chunk: Chunk, rules: Rules) -> Examined:
-    """Apply every rule that needs only the document itself, and tokenize what is left."""
-    findings = [_before_tokens(item, rules) if isinstance(item, Document) else None for item in chunk]
-    waiting = [n for n, found in enumerate(findings) if found and not found.quality_reason and not found.is_held_out]
-    texts = [item.text for n in waiting if isinstance(item := chunk[n], Document)]
-    arrays: list[TokenIds] = []
-    for n, ids in zip(waiting, _encode(texts, rules.tokenizer), strict=True):
-        found = findings[n]
-        assert found is not None
-        findings[n], array = _with_tokens(found, ids, rules)
-        if array is not None:
-            arrays.append(array)
-    empty = np.empty(0, dtype=token_dtype(rules.tokenizer.vocabulary_size))
-    return Examined(tuple(findings), np.concatenate([empty, *arrays]))
-
-
-def _before_tokens(document: Document, rules: Rules) -> Finding:
-    size_bytes = len(document.text) if document.text.isascii() else len(document.text.encode())
-    if reason := quality_reason(document.text, rules.quality):
-        return Finding(size_bytes, reason)
-    normalised = normalise(document.text)
-    key = normalised if document.group is None else document.group
-    held_out = is_held_out(key, rules.held_out_share)
-    return Finding(size_bytes, None, digest(normalised), split_hash(key), held_out)
-
-
-def _with_tokens(found: Finding, ids: Sequence[int], rules: Rules) -> tuple[Finding, TokenIds | None]:
-    tokenizer = rules.tokenizer
-    reason = token_reason(
-        ids, found.size_bytes, tokenizer.unknown_id, rules.maximum_unknown, rules.minimum_bytes_per_token
+def examine(task: Task, rules: Rules) -> Examined:
+    """Open a chunk and apply every rule that needs only the document itself."""
+    documents, unreadable = open_chunk(task.chunk, task.fields)
+    draft = _Draft(documents, rules, task.scored)
+    draft.judge()
+    draft.identify()
+    draft.decontaminate()
+    tokens, starts = draft.tokenise()
+    return Examined(
+        ids=[document.id for document in documents],
+        sources=[document.source for document in documents],
+        read_bytes=draft.read_bytes,
+        kept_bytes=draft.kept_bytes,
+        reason=draft.reason,
+        reasons=tuple(draft.reasons),
+        contaminated=draft.contaminated,
+        keys=draft.keys,
+        held_out=draft.held_out,
+        order=draft.order,
+        tokens=tokens,
+        starts=starts,
+        digest=draft.digest,
+        excerpts=[text[:EXCERPT_CHARACTERS] for text in draft.texts],
+        trimmed=draft.trimmed,
+        held_out_texts={int(n): (draft.texts[n], documents[n].group) for n in np.flatnonzero(draft.held_out)},
+        touched=tuple(draft.touched),
+        unreadable=tuple(unreadable),
+        histograms=draft.histograms,
     )
-    if reason:
-        return Finding(found.size_bytes, None, found.digest, found.split_hash, False, reason), None
-    first = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-    dtype = token_dtype(tokenizer.vocabulary_size)
-    array: TokenIds = np.array([*first, *ids, tokenizer.eos_id], dtype=dtype)
-    return Finding(found.size_bytes, None, found.digest, found.split_hash, False, None, len(array)), array
 
 
-def _encode(texts: list[str], tokenizer: LoadedTokenizer) -> Iterator[list[int]]:
-    """Encode in the order of the texts, a bounded number of characters at a time."""
-    batches: list[list[str]] = [[]]
-    characters = 0
-    for text in texts:
-        if characters + len(text) > ENCODE_CHARACTERS and batches[-1]:
-            batches.append([])
-            characters = 0
-        batches[-1].append(text)
-        characters += len(text)
-    return chain.from_iterable(tokenizer.encode_batch(batch) for batch in batches)
+class _Draft:
+    """The columns while they are being filled."""
+
+    def __init__(self, documents: Sequence[Document], rules: Rules, scored: bool) -> None:
+        self.rules, self.scored = rules, scored
+        self.groups = [document.group for document in documents]
+        self.texts = [clean_text(document.text, rules.unicode) for document in documents]
+        self.batch = batch_of(self.texts)
+        self.read_bytes = self.batch.sizes()
+        self.kept_bytes = self.read_bytes.copy()
+        count = len(documents)
+        self.reason = np.full(count, -1, dtype=np.int16)
+        self.reasons: list[str] = []
+        self.contaminated = np.zeros(count, dtype=np.bool_)
+        self.digest = np.zeros(count, dtype=np.int64)
+        self.trimmed: dict[str, NDArray[np.int64]] = {}
+        self.touched: list[Touched] = []
+        self.histograms = Histograms()
+        is_plain = scored and rules.near is None
+        self.words = None if is_plain else split_words(self.batch)
+
+    def judge(self) -> None:
+        """Apply the quality rules; documents whose lines were taken out go on with what is left."""
+        if self.scored or self.rules.quality is None:
+            return
+        assert self.words is not None
+        judgement = judge(self.batch, self.words, self.rules.quality)
+        self.reason[:] = judgement.reason
+        self.reasons += judgement.reasons
+        self.histograms.add(judgement.measures)
+        self._trim(C4_LINES, judgement.trimmed)
+        if judgement.trimmed:
+            self.batch = batch_of(self.texts)
+            self.words = split_words(self.batch)
+
+    def identify(self) -> None:
+        """Find the keys of duplicates and the side of the held-out split."""
+        normal = normalised(self.batch)
+        exact = digests(normal)
+        split = split_hashes(normal, self.groups)
+        self.keys = np.zeros((len(self.texts), self.rules.key_columns), dtype=np.uint64)
+        self.keys[:, 0] = exact
+        if self.rules.near is not None:
+            assert self.words is not None
+            self.keys[:, 1:] = band_keys(self.words, self.rules.near)
+        share = Fraction(1) if self.scored else self.rules.held_out_share
+        self.held_out = held_out_flags(split, share) & (self.reason < 0)
+        # Held out by the group, ordered by the text: a prefix then draws from all held-out groups, not from one.
+        grouped = np.fromiter((group is not None for group in self.groups), dtype=np.bool_, count=len(self.groups))
+        self.order = np.where(grouped, exact, split)
+
+    def decontaminate(self) -> None:
+        """Look for benchmark items in what may be trained on."""
+        rules, section = self.rules, self.rules.contamination
+        if self.scored or section is None or rules.items is None:
+            return
+        assert self.words is not None
+        spans: dict[int, list[Hit]] = {}
+        for hit in scan(self.batch, self.words, rules.items):
+            if self.reason[hit.document] < 0 and not self.held_out[hit.document]:
+                spans.setdefault(hit.document, []).append(hit)
+        cut: dict[int, str] = {}
+        for document, hits in spans.items():
+            self.touched += [self._touched(hit) for hit in hits]
+            if section.action == "drop":
+                self.contaminated[document] = True
+            elif section.action == "cut":
+                start = int(self.batch.starts[document])
+                cut[document] = cut_passages(self.texts[document], [(h.begin - start, h.end - start) for h in hits])
+        self._trim(PASSAGES, cut)
+
+    def tokenise(self) -> tuple[TokenIds, NDArray[np.int64]]:
+        """Tokenise what may be kept, and drop what its tokens speak against."""
+        rules = self.rules
+        rows = np.flatnonzero((self.reason < 0) & ~self.held_out & ~self.contaminated)
+        texts = [self.texts[n] for n in rows.tolist()]
+        encoded = encode(texts, rules.tokenizer, rules.engine)
+        found, names = token_reasons(
+            encoded, self.kept_bytes[rows], rules.tokenizer, rules.maximum_unknown, rules.minimum_bytes_per_token
+        )
+        lengths = np.zeros(len(self.texts), dtype=np.int64)
+        lengths[rows] = np.diff(encoded.starts)
+        starts = np.zeros(len(self.texts) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        self.reason[rows] = np.where(found < 0, self.reason[rows], found + len(self.reasons))
+        self.reasons += names
+        self.digest[rows] = np.array([xxhash.xxh3_64_intdigest(text) for text in texts], dtype=np.uint64).view(np.int64)
+        return encoded.ids, starts
+
+    def _trim(self, rule: str, texts: dict[int, str]) -> None:
+        """Go on with shorter texts, and count what was taken out."""
+        taken = np.zeros(len(self.texts), dtype=np.int64)
+        for n, text in texts.items():
+            size = len(text.encode())
+            taken[n] = self.kept_bytes[n] - size
+            self.kept_bytes[n] = size
+            self.texts[n] = text
+        if texts:
+            self.trimmed[rule] = taken
+
+    def _touched(self, hit: Hit) -> Touched:
+        around = 100
+        start, stop = self.batch.starts[hit.document], self.batch.starts[hit.document + 1]
+        piece = self.batch.buffer[max(start, hit.begin - around) : min(stop, hit.end + around)]
+        return Touched(hit.document, hit.item, hit.score, piece.tobytes().decode(errors="ignore"))
+
+
+Examine = Callable[[Task], Examined]

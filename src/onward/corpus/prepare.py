@@ -1,33 +1,44 @@
 """The corpus step: documents in; token shards, packing, held-out text and an exact ledger out, as one artifact."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import Folders, building, find, fingerprint
-from onward.corpus.documents import Item, no_field
-from onward.corpus.engine import in_order
-from onward.corpus.examine import Rules, chunked, examine
+from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
+from onward.corpus import blocks
+from onward.corpus.contamination.index import ItemIndex, build_index
+from onward.corpus.documents import Document, Fields, no_field
+from onward.corpus.duplicates.seen import Seen
+from onward.corpus.engine import StartWorkers, in_order, processes
+from onward.corpus.examine import Examined, Rules, Task, examine
 from onward.corpus.ledger import Ledger, Tally, read_ledger
-from onward.corpus.packing import pack
+from onward.corpus.pace import Pace
+from onward.corpus.reading.chunks import read_chunks, ready_chunks
+from onward.corpus.reading.sources import Inputs, find_inputs, read_source
 from onward.corpus.self_replay import Generate, sampled_documents
 from onward.corpus.sorting import Sorter
-from onward.corpus.reading.sources import Inputs, find_inputs, read_source
+from onward.corpus.tables import HELD_OUT_FILE, write_held_out
+from onward.corpus.tokenise import Engine, choose_engine
 from onward.errors import UserError, nearest
-from onward.model.tokenizer import LoadedTokenizer
+from onward.model.tokenizer import LoadedTokenizer, save_tokenizer
 from onward.progress import Progress, Silent
-from onward.recipe import Corpus, Quality, format_share
+from onward.recipe import Corpus, format_share
+from onward.tasks import TaskItems
 
-FORMAT = 1
+FORMAT = 2
 """Version of what this step writes; a new one makes old artifacts not match."""
 HOPELESS_RECORDS = 1000
 """When so many records are read and none was readable, reading stops: the rest will be the same."""
+SEEN_FILE = "seen.npy"
+"""Keys of all documents, for corpora that are deduplicated against this one."""
+FACTS_FILE = "facts.json"
+_SAMPLE_DOCUMENTS = 200
+"""Documents on which a fast tokenizer must equal the reference before it is used."""
 _SECTIONS = {"domain": "corpus"}
 _SILENT = Silent()
 
@@ -42,8 +53,19 @@ class PreparedCorpus:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One call of `prepare`, its inputs listed. section: the recipe's name of the corpus, for messages."""
+class Items:
+    """The benchmark items that training text must not hold. facts: what they depend on. load: reads them, when due."""
+
+    facts: Mapping[str, Any]
+    load: Callable[[], Mapping[str, TaskItems]]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One corpus to prepare, its inputs listed: where it will stand, and what it will be made from.
+
+    section: the recipe's name of the corpus, for messages.
+    """
 
     corpus: Corpus
     tokenizer: LoadedTokenizer
@@ -53,6 +75,60 @@ class _Job:
     section: str
     training: tuple[Inputs, ...]
     held_out: tuple[Inputs, ...]
+    items: Items | None
+    made_from: Mapping[str, Any]
+    folder: Path
+
+
+def plan_preparation(
+    corpus: Corpus,
+    *,
+    tokenizer: LoadedTokenizer,
+    sequence_tokens: int,
+    wanted_tokens: int | None,
+    seed: int,
+    folders: Folders,
+    items: Items | None = None,
+    model_fingerprint: str | None = None,
+    label: str = "domain",
+) -> Preparation:
+    """List the inputs of a corpus and name its artifact, without reading a document.
+
+    The arguments are those of `prepare`. Raises UserError for sources that are not there.
+    """
+    training = tuple(map(find_inputs, corpus.sources))
+    held_out = tuple(map(find_inputs, corpus.held_out.sources))
+    wanted = corpus.tokens or wanted_tokens
+    looked_for = items if corpus.contamination is not None else None
+    made_from: dict[str, Any] = {
+        "format": FORMAT,
+        "corpus": corpus.model_dump(mode="json", exclude={"tokens": True, "duplicates": {"against"}}),
+        "tokenizer": tokenizer.fingerprint,
+        "sequence_tokens": sequence_tokens,
+        "wanted_tokens": wanted,
+        "inputs": {path: facts for inputs in training for path, facts in inputs.facts().items()},
+        "held_out_inputs": {path: facts for inputs in held_out for path, facts in inputs.facts().items()},
+    }
+    if looked_for is not None:
+        made_from["items"] = looked_for.facts
+    if corpus.duplicates is not None and corpus.duplicates.against:
+        made_from["against"] = [_fingerprint_of(Path(path)) for path in corpus.duplicates.against]
+    if corpus.self_replay is not None:
+        assert model_fingerprint is not None, "sampled text depends on the model"
+        made_from |= {"model": model_fingerprint, "seed": seed}
+    return Preparation(
+        corpus,
+        tokenizer,
+        sequence_tokens,
+        wanted,
+        seed,
+        _SECTIONS.get(label, label),
+        training,
+        held_out,
+        looked_for,
+        made_from,
+        folders.cache / "corpora" / fingerprint(made_from),
+    )
 
 
 def prepare(
@@ -63,115 +139,195 @@ def prepare(
     wanted_tokens: int | None,
     seed: int,
     folders: Folders,
+    items: Items | None = None,
     generate: Generate | None = None,
     model_fingerprint: str | None = None,
+    start_workers: StartWorkers[Task, Examined] | None = None,
     workers: int | None = None,
     progress: Progress = _SILENT,
     label: str = "domain",
-    only: Path | None = None,
 ) -> PreparedCorpus:
     """Prepare a corpus, or return at once when exactly this one is there.
 
-    wanted_tokens: reading stops when so many are kept (None: all; `corpus.tokens` goes before it). generate and
-    model_fingerprint: needed for self-replay. workers: processes, None for one per core; the outcome does not
-    depend on it. label: `domain` or `general`. only: the corpus that a run began with; another one is refused before
-    it is made, and what changed is named. Raises UserError for input that its owner can mend.
+    wanted_tokens: reading stops when so many are kept (None: all; `corpus.tokens` goes before it). items: benchmark
+    items to look for. generate and model_fingerprint: needed for self-replay. workers: processes, None for one per
+    core; start_workers: an engine of another kind (`ray_engine`); the outcome depends on neither. label: `domain` or
+    `general`. Raises UserError for input that its owner can mend.
     """
-    job = _Job(
+    preparation = plan_preparation(
         corpus,
-        tokenizer,
-        sequence_tokens,
-        corpus.tokens or wanted_tokens,
-        seed,
-        _SECTIONS.get(label, label),
-        tuple(map(find_inputs, corpus.sources)),
-        tuple(map(find_inputs, corpus.held_out.sources)),
+        tokenizer=tokenizer,
+        sequence_tokens=sequence_tokens,
+        wanted_tokens=wanted_tokens,
+        seed=seed,
+        folders=folders,
+        items=items,
+        model_fingerprint=model_fingerprint,
+        label=label,
     )
-    made_from = _made_from(job, model_fingerprint)
-    if only is not None:
-        find(only, made_from)
-    name = fingerprint(made_from)
-    folder = folders.cache / "corpora" / name
+    return make(preparation, generate, start_workers or processes(workers), progress)
+
+
+def make(
+    preparation: Preparation,
+    generate: Generate | None,
+    start: StartWorkers[Task, Examined] | None,
+    progress: Progress = _SILENT,
+) -> PreparedCorpus:
+    """Make a planned corpus, going on from the blocks that an interrupted call finished."""
+    folder, made_from = preparation.folder, preparation.made_from
     if find(folder, made_from) is None:
-        with building(folder, "corpus", made_from) as aside:
-            _build(job, aside, generate, workers, progress)
-    return PreparedCorpus(folder, name, read_ledger(folder))
+        with building(folder, "corpus", made_from, keep_partial=True) as aside:
+            if not (aside / FACTS_FILE).exists():  # the last file written: without it something is missing
+                _Making(preparation, aside, generate, start, progress).all()
+            blocks.remove_state(aside)
+    return PreparedCorpus(folder, folder.name, read_ledger(folder))
 
 
-def _made_from(job: _Job, model_fingerprint: str | None) -> Mapping[str, Any]:
-    made_from: dict[str, Any] = {
-        "format": FORMAT,
-        "corpus": job.corpus.model_dump(mode="json", exclude={"tokens"}),
-        "tokenizer": job.tokenizer.fingerprint,
-        "sequence_tokens": job.sequence_tokens,
-        "wanted_tokens": job.wanted_tokens,
-        "inputs": {path: facts for inputs in job.training for path, facts in inputs.facts().items()},
-        "held_out_inputs": {path: facts for inputs in job.held_out for path, facts in inputs.facts().items()},
-    }
-    if job.corpus.self_replay is not None:
-        assert model_fingerprint is not None, "sampled text depends on the model"
-        made_from |= {"model": model_fingerprint, "seed": job.seed}
-    return made_from
+class _Making:
+    """The making of one corpus in the folder `aside`."""
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        aside: Path,
+        generate: Generate | None,
+        start: StartWorkers[Task, Examined] | None,
+        progress: Progress,
+    ) -> None:
+        self.job, self.aside, self.generate, self.start, self.progress = preparation, aside, generate, start, progress
+        corpus = preparation.corpus
+        contamination = corpus.contamination
+        self.items: ItemIndex | None = None
+        if preparation.items is not None and contamination is not None:
+            self.items = build_index(preparation.items.load(), contamination)
+        (aside / blocks.STATE).mkdir(exist_ok=True)
+        self.engine = self._engine()
+        duplicates = corpus.duplicates
+        near = None if duplicates is None else duplicates.near
+        self.rules = Rules(
+            unicode=corpus.unicode,
+            quality=corpus.quality,
+            near=near,
+            contamination=contamination,
+            items=self.items,
+            held_out_share=Fraction(0) if preparation.held_out else corpus.held_out.share,
+            tokenizer=preparation.tokenizer,
+            engine=self.engine,
+            maximum_unknown=corpus.maximum_unknown_tokens,
+            minimum_bytes_per_token=corpus.minimum_bytes_per_token,
+        )
+        self.seen = Seen(
+            aside / blocks.STATE,
+            self.rules.key_columns,
+            blocks=len(blocks.read_states(aside)),
+            exact=duplicates is not None and duplicates.exact,
+            against=[Path(path) / SEEN_FILE for path in duplicates.against] if duplicates else [],
+        )
+        self.sorter = Sorter(
+            aside,
+            vocabulary_size=preparation.tokenizer.vocabulary_size,
+            sequence_tokens=preparation.sequence_tokens,
+            packing=corpus.packing,
+            block_tokens=corpus.block_tokens,
+            wanted_tokens=preparation.wanted_tokens,
+            seen=self.seen,
+            item_names=self.items.names if self.items is not None else (),
+            action=contamination.action if contamination else "report",
+        )
+
+    def all(self) -> None:
+        """Read and sort everything, then write what is known only at the end."""
+        job, tally = self.job, self.sorter.tally
+        for path in (path for inputs in (*job.training, *job.held_out) for path in inputs.skipped):
+            self.progress.note(f"{path}: not read, its suffix is none of a text's")
+        self.progress.begin(f"preparing {job.section}", job.wanted_tokens, "tokens")
+        if self.sorter.number_of_blocks:
+            self.progress.note(f"going on after {self.sorter.number_of_blocks} finished blocks")
+        try:
+            self._sort_all()
+        except BaseException:
+            self.sorter.abandon()
+            raise
+        self.sorter.finish_block()
+        _refuse_unreadable(tally, self.sorter.fields, job)
+        _refuse_nothing_kept(tally, job)
+        write_held_out(blocks.spills(self.aside, self.sorter.number_of_blocks), self.aside / HELD_OUT_FILE)
+        self.seen.close(self.aside / SEEN_FILE)
+        ledger = tally.close(job.sequence_tokens)
+        ledger.save(self.aside)
+        save_tokenizer(job.tokenizer, self.aside / "tokenizer")
+        facts = {
+            "tokenizer_engine": {"name": self.engine.name, "reason": self.engine.reason},
+            "blocks": self.sorter.number_of_blocks,
+            "packing": job.corpus.packing,
+            "histograms": self.sorter.histograms.as_json(),
+        }
+        write_json(self.aside / FACTS_FILE, facts)
+        if not ledger.held_out.documents:
+            todo = f"raise {job.section}.held_out.share"
+            self.progress.note(f"{job.section}: no document fell into the held-out share; {todo}")
+
+    def _sort_all(self) -> None:
+        """Read, examine and sort until the text or the wanted tokens are at an end."""
+        sorter, pace = self.sorter, Pace(self.sorter.tally)
+        if sorter.is_full:
+            return
+        work = partial(examine, rules=self.rules)
+        with closing(in_order(self._tasks(sorter.position), work, self.start)) as results:
+            for task, examined in results:
+                sorter.take(examined, task.position)
+                tally = sorter.tally
+                if tally.num_unreadable == tally.read.documents >= HOPELESS_RECORDS:
+                    _refuse_unreadable(tally, sorter.fields, self.job)
+                self.progress.advance(tally.kept_tokens, pace.facts(tally))
+                if sorter.is_full:
+                    return
+
+    def _tasks(self, after: Mapping[str, Any] | None) -> Iterator[Task]:
+        """Yield what is to be read: held-out text from elsewhere, the training text, then sampled text."""
+        job = self.job
+        places = [("held_out", n, inputs) for n, inputs in enumerate(job.held_out)]
+        places += [("training", n, inputs) for n, inputs in enumerate(job.training)]
+        begun = after is None
+        for part, number, inputs in places:
+            at = None
+            if not begun and after is not None:
+                if (part, number) != (after["part"], after["source"]):
+                    if after["part"] == "sampled" or part != after["part"] or number < after["source"]:
+                        continue
+                else:
+                    at = after["at"]
+                begun = True
+            fields = Fields(inputs.source.text, inputs.source.group)
+            for chunk, position in read_chunks(inputs, at):
+                yield Task(chunk, fields, part == "held_out", {"part": part, "source": number, "at": position})
+        if job.corpus.self_replay is not None:
+            assert self.generate is not None, "self-replay needs a model to sample from"
+            documents = sampled_documents(job.corpus.self_replay, self.generate, job.tokenizer, job.seed)
+            done = after["at"] if after is not None and after["part"] == "sampled" else 0
+            # Sampling goes from seed to seed, so what was sampled before is sampled again, and passed over.
+            for number, chunk in enumerate(ready_chunks(documents), start=1):
+                if number > done:
+                    position = {"part": "sampled", "source": 0, "at": number}
+                    yield Task(chunk, Fields("text"), False, position)
+
+    def _engine(self) -> Engine:
+        """Choose the tokenizer's engine by the first documents of the text; a restart comes to the same choice."""
+        items = (item for inputs in self.job.training for item in read_source(inputs))
+        texts = (item.text for item in items if isinstance(item, Document))
+        return choose_engine(self.job.tokenizer, list(islice(texts, _SAMPLE_DOCUMENTS)))
 
 
-def _build(job: _Job, folder: Path, generate: Generate | None, workers: int | None, progress: Progress) -> None:
-    for path in (path for inputs in (*job.training, *job.held_out) for path in inputs.skipped):
-        progress.note(f"{path}: not read, its suffix is none of a text's")
-    progress.begin(f"preparing {job.section}", job.wanted_tokens, "tokens")
-    with Sorter(folder, job.tokenizer.vocabulary_size, job.wanted_tokens, job.corpus.exact_duplicates) as sorter:
-        _sort_all(job, sorter, generate, workers, progress)
-    _refuse_unreadable(sorter.tally, sorter.fields, job)
-    _refuse_nothing_kept(sorter.tally, job)
-    packing = pack(sorter.document_lengths(), job.sequence_tokens)
-    packing.save(folder)
-    ledger = sorter.tally.close(
-        packing.num_sequences, packing.sequence_tokens, packing.packed_tokens, packing.padding_tokens
-    )
-    ledger.save(folder)
-    if not ledger.held_out.documents:
-        progress.note(f"{job.section}: no document fell into the held-out share; raise {job.section}.held_out.share")
+def _fingerprint_of(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        todo = "prepare it first, or remove it from duplicates.against"
+        raise UserError("this is not a prepared corpus", str(folder), todo=todo)
+    return manifest.fingerprint
 
 
-def _sort_all(job: _Job, sorter: Sorter, generate: Generate | None, workers: int | None, progress: Progress) -> None:
-    """Sort held-out text from elsewhere, then the training text."""
-    share = job.corpus.held_out.share
-    if job.held_out:
-        # Chosen by hand to be scored: the rules for training text do not apply, but its texts are known from here on.
-        _sort(_read(job.held_out), _rules(job, Fraction(1), None), sorter, job, workers, progress)
-        share = Fraction(0)
-    items = _read(job.training)
-    if job.corpus.self_replay is not None:
-        assert generate is not None, "self-replay needs a model to sample from"
-        items = chain(items, sampled_documents(job.corpus.self_replay, generate, job.tokenizer, job.seed))
-    _sort(items, _rules(job, share, job.corpus.quality), sorter, job, workers, progress)
-
-
-def _rules(job: _Job, share: Fraction, quality: Quality | None) -> Rules:
-    corpus = job.corpus
-    return Rules(quality, share, job.tokenizer, corpus.maximum_unknown_tokens, corpus.minimum_bytes_per_token)
-
-
-def _read(inputs: tuple[Inputs, ...]) -> Iterator[Item]:
-    return chain.from_iterable(map(read_source, inputs))
-
-
-def _sort(
-    items: Iterator[Item], rules: Rules, sorter: Sorter, job: _Job, workers: int | None, progress: Progress
-) -> None:
-    """Read, examine and sort until the items or the wanted tokens are at an end."""
-    tally, started, before = sorter.tally, time.perf_counter(), sorter.tally.read.bytes
-    with closing(in_order(chunked(items), partial(examine, rules=rules), workers)) as results:
-        for chunk, examined in results:
-            sorter.take(chunk, examined)
-            if tally.num_unreadable == tally.read.documents >= HOPELESS_RECORDS:
-                _refuse_unreadable(tally, sorter.fields, job)
-            rate = (tally.read.bytes - before) / 1e6 / (time.perf_counter() - started)
-            progress.advance(tally.kept_tokens, f"{tally.read.documents:,} documents  {rate:.1f} MB/s")
-            if sorter.is_full:
-                return
-
-
-def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: _Job) -> None:
+def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: Preparation) -> None:
     """Raise UserError when more records are unreadable than the recipe allows."""
     limit = job.corpus.maximum_unreadable
     if tally.num_unreadable <= limit * tally.read.documents:
@@ -195,7 +351,7 @@ def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: _Job) -> N
     )
 
 
-def _refuse_nothing_kept(tally: Tally, job: _Job) -> None:
+def _refuse_nothing_kept(tally: Tally, job: Preparation) -> None:
     """Raise UserError, with what dropped the documents, when none is left to train on."""
     if tally.kept.documents:
         return

@@ -1,106 +1,113 @@
-"""The tables beside the tokens: documents, what was dropped, and the held-out text."""
+"""The tables beside the tokens: documents, what was dropped, duplicates, contamination, and the held-out text."""
 
-from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import parquet
 
-from onward.corpus.documents import Document
-
-_STRINGS = ("id", "source", "group", "text", "reason", "excerpt")
+_TEXTS = ("id", "source", "group", "text", "reason", "excerpt", "kind")
 
 
 def _schema(*names: str) -> pa.Schema:
-    return pa.schema([(name, pa.string() if name in _STRINGS else pa.int64()) for name in names])
+    return pa.schema([(name, pa.string() if name in _TEXTS else pa.int64()) for name in names])
 
 
-DOCUMENTS = _schema("id", "offset", "length", "bytes", "source")
-DROPPED = _schema("id", "source", "reason", "excerpt")
-HELD_OUT = _schema("id", "source", "group", "text", "bytes")
+DOCUMENTS = _schema("number", "id", "source", "offset", "length", "bytes", "digest")
+"""Kept documents. number: in reading order. offset, length: tokens of the store. digest: xxh3-64 of the kept text."""
+DROPPED = _schema("number", "id", "source", "reason", "excerpt")
+"""What a rule dropped, and unreadable records (number -1)."""
+DUPLICATES = _schema("number", "id", "source", "kind", "of", "bands", "excerpt")
+"""Repeated documents. of: number of the kept or held-out document that was read first, -1 in another corpus. bands:
+how many bands of the signature are equal (0 for exact ones).
+"""
+HELD_OUT = _schema("number", "id", "source", "group", "text", "bytes")
 HELD_OUT_FILE = "held_out.parquet"
-DROPPED_FILE = "dropped.parquet"
-DROPPED_ROWS = 10_000
+LISTED_ROWS = 10_000
 """Rows kept of each reason; the ledger has the full counts."""
 EXCERPT_CHARACTERS = 200
-_BUFFER_ROWS = 4096
-_BUFFER_CHARACTERS = 16_000_000
+_GROUP_ROWS = 32_768
 
 
-class RowWriter:
-    """Writes rows to a Parquet file, some thousands or some megabytes of text at a time."""
+class TableWriter:
+    """Writes a Parquet file, many rows at a time; without rows there is a file with columns alone."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
         self._writer = parquet.ParquetWriter(path, schema, compression="zstd")
-        self._rows: list[tuple[Any, ...]] = []
-        self._characters = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0
 
-    def add(self, *row: str | int | None) -> None:
-        """Append a row, its values in the order of the schema."""
-        self._rows.append(row)
-        self._characters += sum(len(value) for value in row if isinstance(value, str))
-        if len(self._rows) >= _BUFFER_ROWS or self._characters >= _BUFFER_CHARACTERS:
-            self._flush()
+    def add(self, *columns: Sequence[object] | NDArray[np.int64]) -> None:
+        """Append rows, column by column in the order of the schema."""
+        if len(columns[0]):
+            arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
+            self._waiting.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            self._rows += len(columns[0])
+            if self._rows >= _GROUP_ROWS:
+                self._flush()
 
     def close(self) -> None:
-        """Write what is left; a table without rows still has its columns."""
+        """Write what is left."""
         self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows, self._characters = [], 0
+        self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+        self._waiting, self._rows = [], 0
 
 
-class DroppedWriter:
-    """Writes dropped.parquet: the first rows of every reason."""
+class HeldOutSpill:
+    """Held-out documents of one block, waiting in a file for those of the other blocks."""
 
-    def __init__(self, folder: Path) -> None:
-        self._rows = RowWriter(folder / DROPPED_FILE, DROPPED)
-        self._counts: dict[str, int] = {}
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")
 
-    def add(self, name: str, source: str, reason: str, text: str) -> None:
-        """Append a document or record that was dropped."""
-        self._counts[reason] = self._counts.get(reason, 0) + 1
-        if self._counts[reason] <= DROPPED_ROWS:
-            self._rows.add(name, source, reason, text[:EXCERPT_CHARACTERS])
+    def add(self, order: int, row: tuple[int | str | None, ...]) -> None:
+        """Append a document; order: uniform 64-bit hash that decides its place."""
+        content = orjson.dumps(row)
+        self._file.write(order.to_bytes(8, "little") + len(content).to_bytes(8, "little") + content)
 
     def close(self) -> None:
         """Finish the file."""
-        self._rows.close()
+        self._file.close()
 
 
-class HeldOutWriter:
-    """Writes held_out.parquet in ascending order of a hash, so that a prefix is a stable random sample.
+def write_held_out(spills: Sequence[Path], to: Path) -> None:
+    """Write held_out.parquet in ascending order of the hashes, so that a prefix is a stable random sample.
 
-    The text waits in a file until the order is known; 24 bytes per document are held in memory.
+    Memory holds 24 bytes for each document, and some megabytes of text.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._spill = folder / "held_out.waiting"
-        self._file = open(self._spill, "w+b")
-        self._hashes, self._starts = array("Q"), array("Q")
-
-    def add(self, document: Document, order: int, size_bytes: int) -> None:
-        """Append a held-out document; `order` is a uniform 64-bit hash."""
-        self._hashes.append(order)
-        self._starts.append(self._file.tell())
-        self._file.write(orjson.dumps((document.id, document.source, document.group, document.text, size_bytes)))
-
-    def close(self) -> None:
-        """Sort, write, and remove the waiting file."""
-        with self._file as file:
-            ends = [*self._starts[1:], file.tell()]
-            rows = RowWriter(self._folder / HELD_OUT_FILE, HELD_OUT)
-            for n in np.argsort(np.array(self._hashes, dtype=np.uint64), kind="stable").tolist():
-                file.seek(self._starts[n])
-                rows.add(*orjson.loads(file.read(ends[n] - self._starts[n])))
-            rows.close()
-        self._spill.unlink()
+    places: list[tuple[int, int, int, int]] = []
+    for number, path in enumerate(spills):
+        with open(path, "rb") as file:
+            at = 0
+            while head := file.read(16):
+                order, size = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
+                places.append((order, number, at + 16, size))
+                at += 16 + size
+                file.seek(at)
+    places.sort()
+    writer = parquet.ParquetWriter(to, HELD_OUT, compression="zstd")
+    files = [open(path, "rb") for path in spills]
+    try:
+        rows: list[list[object]] = []
+        characters = 0
+        for _, number, at, size in [*places, (0, -1, 0, 0)]:
+            if number >= 0:
+                files[number].seek(at)
+                rows.append(orjson.loads(files[number].read(size)))
+                characters += size
+            if number < 0 or len(rows) >= 4096 or characters >= 16_000_000:
+                columns = list(zip(*rows, strict=True)) or [()] * len(HELD_OUT)
+                writer.write_table(
+                    pa.table([pa.array(c, f.type) for c, f in zip(columns, HELD_OUT, strict=True)], schema=HELD_OUT)
+                )
+                rows, characters = [], 0
+    finally:
+        for file in files:
+            file.close()
+        writer.close()

@@ -304,6 +304,8 @@ class Recipe(Section):
         problems = []
         if self.corpus.self_replay is not None:
             problems.append("corpus.self_replay: only `general` can be sampled from the base model")
+        if self.corpus.duplicates is not None and "domain" in self.corpus.duplicates.against:
+            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for `general`")
         if self.training.forgetting.replay is not None and self.general is None:
             problems.append(
                 "training.forgetting.replay: there is no `general` text to replay; add it or write `replay: null`"

@@ -54,7 +54,7 @@ def read_local(dataset: str, subset: str | None, data: Path) -> Splits:
 
     Raises UserError when no reader knows the dataset, a file is missing, or a row is not as the benchmark has it.
     """
-    benchmark = _benchmark(dataset, subset)
+    benchmark = benchmark_of(dataset, subset)
     if benchmark is None:
         todo = "leave this task out, or set evaluation.data to null to take its data from the Hub"
         got = f"{dataset} {subset or ''}".strip()
@@ -96,7 +96,8 @@ def _hash_files(data: Path, roles: Mapping[str, tuple[str, ...]]) -> str:
     return sha256("".join(f"{path.name} {file_hash(path)}\n" for path in files).encode()).hexdigest()[:16]
 
 
-def _benchmark(dataset: str, subset: str | None) -> str | None:
+def benchmark_of(dataset: str, subset: str | None) -> str | None:
+    """Return which of the benchmarks above a Hub dataset is, None for any other."""
     # The owner's name before the slash has changed on the Hub more than once; the last part has not.
     last = dataset.rpartition("/")[2].lower()
     if last == "super_glue":

@@ -47,6 +47,7 @@ class Session:
         run_folder: Path,
         made_at: Callable[[int], dict[str, Any]],
         first_end: int,
+        while_waiting: Callable[[], None] | None = None,
     ) -> None:
         self.training, self.base, self.run_folder, self.made_at = training, base, run_folder, made_at
         self.plan = plan_batches(training, seed)
@@ -54,8 +55,9 @@ class Session:
         torch.manual_seed(seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = read_tokenizer(base.folder)
-        folders = [domain] if not self.plan.replay or general is None else [domain, general]
-        corpora = [open_corpus(folder) for folder in folders]
+        corpora = [open_corpus(domain, while_waiting)]
+        if self.plan.replay and general is not None:
+            corpora.append(open_corpus(general))
         self.batches = Batches(self.plan, corpora, padding_id=self.tokenizer.eos_id)
         model = load_model(base, torch.float32, str(self.device))
         self.export_dtype = _stored_dtype(base)

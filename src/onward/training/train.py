@@ -1,5 +1,6 @@
 """The step `train`: from a base model and prepared corpora to the checkpoint at the end of each stage."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def train(
     run_folder: Path,
     until_stage: int | None = None,
     progress: Progress | None = None,
+    while_waiting: Callable[[], None] | None = None,
 ) -> tuple[Stage, ...]:
     """Train to the end of `until_stage` (from 1; None: the last), resuming from the newest checkpoint.
 
-    domain and general: corpus artifacts. Returns the stages that are complete. Raises UserError when an input differs
+    domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
+    while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises UserError when an input differs
     from those the run was started with, Interrupted after a signal, once the state is saved.
     """
     stages = stages_of(training, seed, run_folder)
@@ -42,7 +45,9 @@ def train(
         # Imported when there is something to do: a run that is done needs no torch.
         from onward.training.session import Session
 
-        session = Session(training, base, domain, general, seed, run_folder, made_at, missing[0].steps)
+        session = Session(
+            training, base, domain, general, seed, run_folder, made_at, missing[0].steps, while_waiting
+        )
         with session.open_record(missing[-1].steps) as record:
             session.run(due[: missing[-1].number], record, progress or Silent())
     return due

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onward.artifact import file_hash
-from onward.corpus.reading import builtin
 from onward.corpus.documents import Document, Fields, Item
+from onward.corpus.reading import builtin
 from onward.corpus.reading.readers import SUFFIXES, read_file, suffix_of
 from onward.corpus.reading.streams import InputFile, patiently
 from onward.errors import UserError, nearest

@@ -1,0 +1,367 @@
+"""Where words begin and end: the rule that `words.py` describes, over bytes."""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from onward.corpus.text.batch import TextBatch
+from onward.corpus.text.characters import (
+    BEFORE_PERIOD,
+    CURRENCY,
+    DIGIT,
+    EDGE,
+    ICON,
+    LETTER,
+    LOWER,
+    PREFIX,
+    QUOTE,
+    SPACE,
+    UPPER,
+    code_point,
+    code_point_before,
+    flags,
+    flags_of,
+)
+
+Cuts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]
+
+_ABBREVIATIONS = """
+Mr. Mrs. Ms. Dr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. Jr. St. Mt. Inc. Ltd. Co. co. Corp. Bros. vs. v.s. e.g.
+E.g. i.e. I.e. a.m. p.m. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec.
+Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Md. Mich. Minn. Miss.
+Mo. Mont. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. Wash. Wis. Ph.D. and/or w/o C++
+"""
+_UNITS = """
+km m dm cm mm nm ha yd in ft kg g mg t lb oz kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % km/h m/s
+km² m² cm² mm² km³ m³ cm³ mm³ µm µg
+"""
+
+
+def _packed(word: str) -> int:
+    return int.from_bytes(word.encode(), "little")
+
+
+def _lookup(words: str) -> NDArray[np.uint64]:
+    """A table of 512 places, in which a word of at most eight bytes is found at its hash or a little behind."""
+    table = np.zeros(512, dtype=np.uint64)
+    for word in words.split():
+        key = _packed(word)
+        place = (key * 0x9E3779B97F4A7C15 % 2**64) >> 55
+        while table[place]:
+            place = (place + 1) % 512
+        table[place] = key
+    return table
+
+
+_WHOLE, _UNIT = _lookup(_ABBREVIATIONS), _lookup(_UNITS)
+
+
+def cut_words(batch: TextBatch) -> Cuts:
+    """Return the first byte and the byte behind every word (int32), and the first word of every document (int64)."""
+    size = len(batch.buffer)
+    capacity = size // 3 + 1024  # English has a word in five bytes; a text of symbols has more, and is cut again
+    first = np.zeros(len(batch.starts), dtype=np.int64)
+    while True:
+        begin, end, stack = (np.empty(capacity, dtype=np.int32) for _ in range(3))
+        count = _cut(batch.buffer, batch.starts, flags(), _WHOLE, _UNIT, begin, end, stack, first)
+        if count >= 0:
+            return begin[:count], end[:count], first
+        capacity = min(2 * capacity, size)
+
+
+@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _cut(buffer, starts, table, whole, units, begin, end, stack, first):  # type: ignore[no-untyped-def]
+    """Return the number of words, -1 where they are more than there is room for."""
+    capacity = len(begin)
+    count = 0
+    for document in range(len(starts) - 1):
+        at, stop = starts[document], starts[document + 1]
+        while at < stop:
+            low = at
+            while at < stop and buffer[at] < 0x80 and table[buffer[at]] & LETTER:
+                at += 1
+            blank = _blank(buffer, at, stop, table)
+            high = at
+            if blank == 0:
+                while blank == 0:
+                    high += 1
+                    blank = _blank(buffer, high, stop, table)
+                if count + high - low > capacity:
+                    return -1
+                count = _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count)
+            elif high > low:
+                if count == capacity:
+                    return -1
+                begin[count], end[count] = low, high
+                count += 1
+            at = high + blank
+        first[document + 1] = count
+    return count
+
+
+@njit(cache=True, inline="always", _nrt=False)  # type: ignore[untyped-decorator]
+def _blank(buffer, at, stop, table):  # type: ignore[no-untyped-def]
+    """Bytes of white space at `at` (the end of the document counts as one), 0 where there is none."""
+    if at >= stop:
+        return 1
+    byte = buffer[at]
+    if byte < 0x80:
+        return 1 if table[byte] & SPACE else 0
+    if byte < 0xC2 or byte > 0xE3:  # no white space begins with these
+        return 0
+    code, size = code_point(buffer, at)
+    return size if flags_of(code, table) & SPACE else 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _is_among(buffer, low, high, words):  # type: ignore[no-untyped-def]
+    """Whether these bytes are one of the words of a lookup."""
+    if high - low > 8 or high == low:
+        return False
+    key = np.uint64(0)
+    for at in range(high - 1, low - 1, -1):
+        key = (key << np.uint64(8)) | np.uint64(buffer[at])
+    place = (key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(55)
+    while words[place]:
+        if words[place] == key:
+            return True
+        place = (place + np.uint64(1)) % np.uint64(512)
+    return False
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count):  # type: ignore[no-untyped-def]
+    """Cut what stands between white space; return the new number of words."""
+    depth = 0
+    while low < high:
+        if _stays_whole(buffer, low, high, whole):
+            break
+        size = _prefix(buffer, low, high, table)
+        if size:
+            begin[count], end[count] = low, low + size
+            count += 1
+            low += size
+            continue
+        size = _suffix(buffer, low, high, table, units)
+        if not size or size == high - low:
+            break
+        stack[depth] = high
+        depth += 1
+        high -= size
+    while low < high and not _stays_whole(buffer, low, high, whole):
+        size = _contraction(buffer, low, high)
+        if not size:
+            break
+        stack[depth] = high
+        depth += 1
+        high -= size
+    if low < high:
+        count = _cut_middle(buffer, low, high, table, whole, begin, end, count)
+    while depth:
+        depth -= 1
+        begin[count], end[count] = high, stack[depth]
+        high = stack[depth]
+        count += 1
+    return count
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _stays_whole(buffer, low, high, whole):  # type: ignore[no-untyped-def]
+    """An abbreviation, or an initial in small letters with its period."""
+    if high - low == 2 and buffer[high - 1] == ord(".") and ord("a") <= buffer[low] <= ord("z"):
+        return True
+    return _is_among(buffer, low, high, whole)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _prefix(buffer, low, high, table):  # type: ignore[no-untyped-def]
+    """Bytes to cut off at the beginning, 0 for none."""
+    code, size = code_point(buffer, low)
+    if flags_of(code, table) & (EDGE | PREFIX):
+        return size
+    if code == ord("."):
+        size = _periods(buffer, low, high)
+        return size if size > 1 else 0
+    if code == ord("+") and (low + 1 == high or not table[buffer[low + 1]] & DIGIT):
+        return 1
+    return 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _periods(buffer, low, high):  # type: ignore[no-untyped-def]
+    at = low
+    while at < high and buffer[at] == ord("."):
+        at += 1
+    return at - low
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _suffix(buffer, low, high, table, units):  # type: ignore[no-untyped-def]
+    """Bytes to cut off at the end, 0 for none."""
+    code, size = code_point_before(buffer, high)
+    what = flags_of(code, table)
+    if what & EDGE:
+        return size
+    before = high - size
+    if before <= low:
+        return 0
+    if code == ord("."):
+        while before > low and buffer[before - 1] == ord("."):
+            before -= 1
+        if high - before > 1:
+            return high - before
+        code, size = code_point_before(buffer, before)
+        what = flags_of(code, table)
+        if what & BEFORE_PERIOD:
+            return 1
+        before -= size
+        if what & UPPER and before > low:
+            code, size = code_point_before(buffer, before)
+            if flags_of(code, table) & UPPER:
+                return 1
+        return 0
+    if code == ord("s") or code == ord("S"):
+        mark, size = code_point_before(buffer, before)
+        if mark == ord("'") or mark == 0x2019:
+            return 1 + size
+    if buffer[before - 1] < 0x80 and table[buffer[before - 1]] & DIGIT and (code == ord("+") or what & CURRENCY):
+        return size
+    at = high
+    while at > low and high - at <= 5 and not (buffer[at - 1] < 0x80 and table[buffer[at - 1]] & DIGIT):
+        at -= 1
+    if at > low and at < high and buffer[at - 1] < 0x80 and table[buffer[at - 1]] & DIGIT:
+        if _is_among(buffer, at, high, units):
+            return high - at
+    return 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _contraction(buffer, low, high):  # type: ignore[no-untyped-def]
+    """Bytes of n't, 'll, 're, 've, 'd, 'm at the end, 0 for none."""
+    for letters in range(1, 3):
+        end = high - letters
+        width = 1 if end - 1 > low and buffer[end - 1] == ord("'") else 0
+        if end - 3 > low and buffer[end - 3] == 0xE2 and buffer[end - 2] == 0x80 and buffer[end - 1] == 0x99:
+            width = 3
+        if not width:
+            continue
+        first, last = buffer[end] | 0x20, buffer[high - 1] | 0x20
+        if letters == 1:
+            if last == ord("d") or last == ord("m"):
+                return width + 1
+            before = end - width - 1
+            if last == ord("t") and before > low and buffer[before] | 0x20 == ord("n"):
+                return width + 2
+        elif (first == ord("l") and last == ord("l")) or (last == ord("e") and (first == ord("r") or first == ord("v"))):
+            return width + 2
+    return 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _cut_middle(buffer, low, high, table, whole, begin, end, count):  # type: ignore[no-untyped-def]
+    """Cut inside what is left between prefixes and suffixes; return the new number of words."""
+    start = at = low
+    before = np.uint16(0)
+    checked = _stays_whole(buffer, low, high, whole)
+    while at < high and not (checked and start == low and at == low and _stays_whole(buffer, low, high, whole)):
+        code, size = code_point(buffer, at)
+        what = flags_of(code, table)
+        width = _infix(buffer, at, high, size, code, what, before, table) if at > low else 0
+        if width and start == low and not checked:
+            checked = True
+            if _is_address(buffer, low, high, table):
+                break
+        if width:
+            if at > start:
+                begin[count], end[count] = start, at
+                count += 1
+            begin[count], end[count] = at, at + width
+            count += 1
+            start = at + width
+        at += width if width else size
+        before = what
+    if start < high:
+        begin[count], end[count] = start, high
+        count += 1
+    return count
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[no-untyped-def]
+    """Bytes of the word that cuts the middle of a piece in two at `at`, 0 for none."""
+    if what & ICON or code == 0x2026:
+        return size
+    if what & (LETTER | DIGIT) or at + size >= high:
+        return 0
+    after_code, after_size = code_point(buffer, at + size)
+    after = flags_of(after_code, table)
+    if code == ord("."):
+        if after_code == ord("."):
+            return _periods(buffer, at, high)
+        return 1 if before & (LOWER | QUOTE) and after & (UPPER | QUOTE) else 0
+    is_hyphen = code == ord("-") or code == 0x2013 or code == 0x2014 or code == ord("~")
+    if before & DIGIT and (code == ord("+") or code == ord("-") or code == ord("*") or code == ord("^")):
+        if after & DIGIT or after_code == ord("-"):
+            return 1
+    if code == ord(","):
+        return 1 if before & LETTER and after & LETTER else 0
+    if not before & (LETTER | DIGIT):
+        return 0
+    if is_hyphen:
+        width = size
+        while after_code == code and (code == ord("-") or code == 0x2014) and width < 3:
+            width += size
+            if at + width >= high:
+                return 0
+            after_code, after_size = code_point(buffer, at + width)
+            after = flags_of(after_code, table)
+        return width if after & LETTER else 0
+    if code == ord(":") or code == ord("<") or code == ord(">") or code == ord("=") or code == ord("/"):
+        return 1 if after & LETTER else 0
+    return 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _is_address(buffer, low, high, table):  # type: ignore[no-untyped-def]
+    """Whether this is [scheme://] [user@] host.tld [:port] [/path], with a small-letter tld of at least two."""
+    at = low
+    while at + 2 < high and (table[buffer[at]] & (LETTER | DIGIT) or buffer[at] == ord("+") or buffer[at] == ord("-") or buffer[at] == ord(".")) :
+        at += 1
+    if at - low >= 2 and at + 2 < high and buffer[at] == ord(":") and buffer[at + 1] == ord("/") and buffer[at + 2] == ord("/"):
+        if _is_host(buffer, at + 3, high, table):
+            return True
+    if _is_host(buffer, low, high, table):
+        return True
+    for at in range(low + 1, high - 1):
+        if buffer[at] == ord("@") and _is_host(buffer, at + 1, high, table):
+            return True
+    return False
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _is_host(buffer, low, high, table):  # type: ignore[no-untyped-def]
+    at = low
+    label = low
+    dots = 0
+    while at < high:
+        byte = buffer[at]
+        if byte == ord("."):
+            if at == label or buffer[at - 1] == ord("-") or buffer[at - 1] == ord("_"):
+                return False
+            dots += 1
+            label = at + 1
+        elif byte < 0x80 and not (table[byte] & (LETTER | DIGIT) or byte == ord("-") or byte == ord("_")):
+            break
+        at += 1
+    if not dots or at - label < 2:
+        return False
+    for letter in range(label, at):
+        if buffer[letter] < 0x80 and not table[buffer[letter]] & LOWER:
+            return False
+    if at < high and buffer[at] == ord(":"):
+        digits = at + 1
+        while digits < high and table[buffer[digits]] & DIGIT:
+            digits += 1
+        if 2 <= digits - at - 1 <= 5:
+            at = digits
+    return at == high or buffer[at] == ord("/") or buffer[at] == ord("?") or buffer[at] == ord("#")
