@@ -53,22 +53,40 @@ def write_model(folder: Path, config: Any = None, seed: int = 0) -> Path:
     return write_byte_tokenizer(folder)
 
 
-def write_corpus(folder: Path, lengths: list[int], sequence_tokens: int, seed: int = 0) -> Path:
-    """A packed corpus of random documents (ids 1..256, EOS 0), the way `prepare` leaves it for the batches."""
+def write_corpus(
+    folder: Path, lengths: list[int], sequence_tokens: int, seed: int = 0, block_documents: int | None = None
+) -> Path:
+    """A packed corpus of random documents (ids 1..256, EOS 0), the way `prepare` leaves it for the batches.
+
+    block_documents: documents in each block but the last (None: one block holds all).
+    """
     from onward.corpus.ledger import Count, Tally
-    from onward.corpus.packing import pack
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     documents = [np.append(random.integers(1, 257, length - 1), 0).astype(np.uint16) for length in lengths]
-    np.save(folder / "tokens-00000.npy", np.concatenate(documents))
-    packing = pack(np.array(lengths, dtype=np.int64), sequence_tokens)
-    packing.save(folder)
     tally = Tally()
     tally.read = tally.kept = Count(len(lengths), sum(lengths))
     tally.kept_tokens = sum(lengths)
-    tally.close(packing.num_sequences, sequence_tokens, packing.packed_tokens, packing.padding_tokens).save(folder)
+    step = block_documents or len(lengths)
+    for number, first in enumerate(range(0, len(lengths), step)):
+        packing = write_block(folder, number, documents[first : first + step], sum(lengths[:first]), sequence_tokens)
+        tally.sequences += packing.num_sequences
+        tally.packed_tokens += packing.packed_tokens
+        tally.padding_tokens += packing.padding_tokens
+    tally.close(sequence_tokens).save(folder)
     (folder / "manifest.json").write_text(
         json.dumps({"kind": "corpus", "fingerprint": folder.name, "made_from": {}, "files": {}, "created": ""})
     )
     return folder
+
+
+def write_block(folder: Path, number: int, documents: list[Any], first_token: int, sequence_tokens: int) -> Any:
+    """The files of one block that the batches read."""
+    from onward.corpus.packing import pack
+
+    np.save(folder / f"tokens-{number:05d}.npy", np.concatenate(documents))
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    packing = pack(lengths, sequence_tokens, first_offset=first_token)
+    packing.save(folder / f"packing-{number:05d}.npz")
+    return packing

@@ -1,4 +1,7 @@
+import shutil
 from fractions import Fraction
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onward.batches import NO_TARGET, Batches, BatchPlan, plan_batches
-from onward.corpus.packing import load_packing
 from onward.corpus.store import open_corpus
+from onward.errors import UserError
 from onward.recipe import Training
 from synthetic import write_corpus
 
@@ -38,7 +41,7 @@ def test_steps_reach_the_budget_and_no_further() -> None:
 def test_every_token_of_an_epoch_comes_once_and_every_target_is_the_next_token(tmp_path: Path) -> None:
     whole = plan(replay="0", sequences=1, steps=200)
     batches = opened(tmp_path, whole)
-    packing = load_packing(tmp_path / "domain")
+    packing = open_corpus(tmp_path / "domain").packing
     epoch = [batches[step] for step in range(packing.num_sequences)]
     ids = np.concatenate([b.ids_BT[b.documents_BT >= 0] for b in epoch])
     stored = np.load(tmp_path / "domain" / "tokens-00000.npy")
@@ -86,7 +89,7 @@ def test_the_rows_follow_the_interleaving_and_the_need_is_counted(tmp_path: Path
 
 def test_each_epoch_takes_every_sequence_once_in_another_order(tmp_path: Path) -> None:
     batches = opened(tmp_path, plan(replay="0", sequences=1, steps=60))
-    size = load_packing(tmp_path / "domain").num_sequences
+    size = open_corpus(tmp_path / "domain").num_sequences
     order = [batches.sequences(step)[0][1] for step in range(3 * size)]
     epochs = [order[n * size : (n + 1) * size] for n in range(3)]
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
@@ -109,3 +112,62 @@ def test_a_batch_depends_on_the_step_alone(tmp_path: Path, micro: int) -> None:
 def test_a_step_past_the_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         opened(tmp_path, plan(steps=4))[4]
+
+
+def test_in_block_order_every_epoch_takes_each_block_once_and_shuffles_it_anew(tmp_path: Path) -> None:
+    corpus = open_corpus(write_corpus(tmp_path / "blocks", DOMAIN * 3, LENGTH, block_documents=8))
+    by_blocks = BatchPlan(LENGTH, 1, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    batches = Batches(by_blocks, [corpus], padding_id=0)
+    size = corpus.num_sequences
+    epochs = [[batches.sequences(step)[0][1] for step in range(n * size, (n + 1) * size)] for n in range(3)]
+    borders = [0]
+    while borders[-1] < size:
+        borders.append(borders[-1] + corpus.place(borders[-1]).size)
+    assert len(borders) == 6
+    for epoch in epochs:
+        for first, end in pairwise(borders):
+            assert sorted(epoch[first:end]) == list(range(first, end))
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_a_corpus_in_the_making_gives_the_same_batches(tmp_path: Path) -> None:
+    """Blocks appear one by one, each only when a batch waits for it; at the end the folder is renamed into place."""
+    whole = write_corpus(tmp_path / "whole", DOMAIN * 3, LENGTH, block_documents=8)
+    aside = tmp_path / ".grown.building"
+    (aside / "state").mkdir(parents=True)
+    waiting = 0
+
+    def grow() -> None:
+        nonlocal waiting
+        number, waiting = waiting, waiting + 1
+        if number < 5:
+            for name in (f"tokens-{number:05d}.npy", f"packing-{number:05d}.npz"):
+                shutil.copy(whole / name, aside / name)
+            (aside / f"state/block-{number:05d}.json").write_text("{}")
+        else:
+            shutil.copytree(whole, aside, dirs_exist_ok=True)
+            aside.rename(tmp_path / "grown")
+
+    by_blocks = BatchPlan(LENGTH, 2, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    growing = Batches(by_blocks, [open_corpus(tmp_path / "grown", grow)], padding_id=0)
+    finished = Batches(by_blocks, [open_corpus(whole)], padding_id=0)
+    seen = []
+    for step in range(60):
+        found, expected = growing[step], finished[step]
+        assert (found.ids_BT == expected.ids_BT).all()
+        assert (found.labels_BT == expected.labels_BT).all()
+        seen.append(waiting)
+    assert seen[0] == 1, "the first batch needs the first block alone"
+    assert seen[-1] == 6
+    assert sorted(set(seen)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_corpus_that_proves_too_short_is_refused_when_its_cap_is_reached(tmp_path: Path) -> None:
+    corpus = open_corpus(write_corpus(tmp_path / "short", DOMAIN, LENGTH))
+    capped = BatchPlan(LENGTH, 1, Fraction(0), 7, (500,), "blocks", maximum_repetition=1.5)
+    batches = Batches(capped, [corpus], padding_id=0)
+    allowed = ceil(1.5 * corpus.num_sequences)
+    assert batches[allowed - 1]
+    with pytest.raises(UserError, match="too short"):
+        batches[allowed]

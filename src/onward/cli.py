@@ -42,7 +42,7 @@ Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the runs. [
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
 Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares text: this machine, or a Ray cluster.")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster: auto, HOST:PORT. [default: one started here]")
+    str | None, typer.Option("--address", help="Ray: auto or HOST:PORT. [default: one started here]")
 ]
 Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 

@@ -14,7 +14,8 @@ import yaml
 from onward.artifact import Folders, find, flatten, read_manifest, write_json, write_text
 from onward.batches import plan_batches
 from onward.corpus.engine import processes
-from onward.corpus.prepare import Items, Preparation, PreparedCorpus, make, plan_preparation
+from onward.corpus.preparation import Items, Preparation, plan_preparation
+from onward.corpus.prepare import PreparedCorpus, make
 from onward.environment import describe_environment
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe, resolve

@@ -1,19 +1,47 @@
-"""What a person sees while and after a run: a live line, the closing table, an error."""
+"""What a person sees while and after a run: a live line, the closing tables, an error."""
 
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onward.corpus.inspected import Inspection
     from onward.corpus.ledger import Ledger
     from onward.errors import UserError
     from onward.reporting.summary import SummaryRow
 
 _LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line is written this often."""
+_FILE_COLUMNS = 110
+"""Width of tables in a file or a pipe."""
+_ONE_LINE_COLUMNS = 68
+"""What a bar with a long title, its percentage and the time left take."""
+
+
+class _TimeLeft(ProgressColumn):
+    """The time a step still takes, once it can be told."""
+
+    def render(self, task: Task) -> Text:
+        from onward.recipe import format_seconds
+
+        seconds = task.time_remaining
+        return Text("" if seconds is None or task.finished else f"{format_seconds(seconds)} left")
+
+
+class _Bar(Progress):
+    """A bar with the step's facts behind it, or below it where the terminal has no room for both."""
+
+    def get_renderables(self) -> "Iterable[RenderableType]":
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["below"]:
+                yield Text(f"  {task.fields['below']}", overflow="fold")
 
 
 class Terminal:
@@ -25,6 +53,7 @@ class Terminal:
         self._task: TaskID | None = None
         self._title, self._total, self._unit = "", None, ""  # type: str, int | None, str
         self._done, self._facts, self._started, self._printed = 0, "", 0.0, 0.0
+        self._first: tuple[int, float] | None = None
 
     def begin(self, title: str, total: int | None, unit: str) -> None:
         """Close the step before, if any, and open the line of this one."""
@@ -32,27 +61,31 @@ class Terminal:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._facts, self._started = 0, "", time.monotonic()
         self._printed = self._started
+        self._first = None
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description:<16}"),
+            self._bar = _Bar(
+                TextColumn("{task.description:<16}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%" if total else "{task.completed:,}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.percentage:>3.0f}%" if total else "{task.completed:,} {task.fields[unit]}"),
+                _TimeLeft(),
+                TextColumn("{task.fields[facts]}", markup=False),
                 console=self.console,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(title, total=total, facts="")
+            self._task = self._bar.add_task(title, total=total, facts="", below="", unit=unit)
 
     def advance(self, done: int, facts: str = "") -> None:
         """Move the bar; without a terminal write a line now and then."""
         self._done, self._facts = done, facts
+        self._first = self._first or (done, time.monotonic())
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, facts=facts)
+            behind = len(facts) <= self.console.width - _ONE_LINE_COLUMNS
+            shown = {"facts": facts, "below": ""} if behind else {"facts": "", "below": facts}
+            self._bar.update(self._task, completed=done, **shown)
         elif time.monotonic() - self._printed > _LINE_SECONDS and done != self._total:
             self._printed = time.monotonic()
-            self.console.print(self._line(), soft_wrap=True)
+            self.console.print(f"{self._line()}{self._left()}", soft_wrap=True, markup=False)
 
     def note(self, text: str) -> None:
         """Write a line above the bar."""
@@ -69,6 +102,16 @@ class Terminal:
             took = format_seconds(time.monotonic() - self._started)
             self.console.print(f"{self._line()}  in {took}", soft_wrap=True, markup=False)
             self._title = ""
+
+    def _left(self) -> str:
+        """Say how long the step still takes at its speed so far, what was done before it began left out."""
+        from onward.recipe import format_seconds
+
+        if self._total is None or self._first is None or not self._first[0] < self._done < self._total:
+            return ""
+        done, began = self._first
+        seconds = (time.monotonic() - began) * (self._total - self._done) / (self._done - done)
+        return f"  {format_seconds(seconds)} left"
 
     def _line(self) -> str:
         of = f" of {self._total:,}" if self._total and self._total != self._done else ""
@@ -91,22 +134,26 @@ def print_summary(rows: "tuple[SummaryRow, ...]", title: str) -> None:
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for row in rows:
         table.add_row(row.name, row.before, row.after, row.change, row.interval, row.verdict)
-    width = None if sys.stdout.isatty() else 110
-    Console(highlight=False, width=width).print(table)
+    _results().print(table)
 
 
 def print_ledger(label: str, ledger: "Ledger") -> None:
     """Print a corpus's ledger: every document accounted for."""
-    from rich.table import Table
+    from onward.reporting.console import ledger_view
 
-    table = Table(title=f"{label} corpus", title_justify="left")
-    table.add_column("")
-    for column in ("documents", "bytes"):
-        table.add_column(column, justify="right")
-    for end, documents, size in ledger.rows():
-        table.add_row(end, f"{documents:,}", f"{size:,}")
-    table.caption = (
-        f"{ledger.kept_tokens:,} tokens in {ledger.sequences:,} sequences of {ledger.sequence_tokens:,}, "
-        f"{ledger.padding_tokens:,} places padded, {ledger.cut_tokens:,} tokens cut off"
-    )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+    _results().print(ledger_view(f"{label} corpus", ledger))
+
+
+def print_inspection(name: str, inspection: "Inspection") -> None:
+    """Print what an inspection of a corpus found; readable from 80 columns on."""
+    from onward.reporting.console import inspection_view
+
+    console = _results()
+    for part in inspection_view(f"{name} corpus" if name else "corpus", inspection):
+        console.print(part)
+        console.print()
+
+
+def _results() -> Console:
+    """Return where results go: standard output."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)

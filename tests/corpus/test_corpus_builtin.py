@@ -1,8 +1,8 @@
 import sys
 
+from onward.corpus.documents import Document
 from onward.corpus.reading import builtin
 from onward.corpus.reading.builtin import python_docs
-from onward.corpus.documents import Document
 from onward.corpus.reading.sources import find_inputs, read_source
 from onward.recipe import Source
 

@@ -1,67 +1,114 @@
-"""Killed with -9 while it prepares, the next call makes the same artifact."""
+"""Killed with -9 while it prepares, the next call goes on from the last finished block, to the same artifact."""
 
-import signal
-import subprocess
-import sys
+import multiprocessing
+import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onward.artifact import Folders, building, file_hash
+from onward.artifact import Folders, building, building_place, file_hash
+from onward.corpus.blocks import read_states
 from onward.corpus.prepare import PreparedCorpus, prepare
+from onward.corpus.reading import pieces
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Corpus
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from onward.artifact import Folders
-from onward.corpus import examine
-from onward.corpus.prepare import prepare
-from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Corpus, Source
-examine.CHUNK_CHARACTERS = 50_000
-json, data, place = sys.argv[1:]
-tokenizer = LoadedTokenizer(Path(json).read_text(encoding="utf-8"), 0, None, 0, None, 8192, "tiny")
-folders = Folders(Path(place), Path(place))
-print("started", flush=True)
-prepare(Corpus.model_validate({"sources": [{"path": data}], "held_out": {"share": "5%"}}), tokenizer=tokenizer,
-        sequence_tokens=100, wanted_tokens=None, seed=0, folders=folders, workers=1)
-"""
+KILLS = 50
+CHUNK_BYTES = 60_000
 
 
 def contents(prepared: PreparedCorpus) -> dict[str, str]:
-    return {path.name: file_hash(path) for path in prepared.path.iterdir() if path.name != "manifest.json"}
+    files = (path for path in prepared.path.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(prepared.path).as_posix(): file_hash(path) for path in files}
 
 
 def whole(data: str, place: Path, tokenizer: LoadedTokenizer, **fields: Any) -> PreparedCorpus:
-    corpus = Corpus.model_validate({"sources": [{"path": data}], "held_out": {"share": "5%"}, **fields})
+    settings = {"held_out": {"share": "5%"}, "block_tokens": 60_000, "quality": ["gopher", "fineweb"], **fields}
+    corpus = Corpus.model_validate({"sources": [{"path": data}], **settings})
     options: dict[str, Any] = {"tokenizer": tokenizer, "folders": Folders(place, place), "workers": 1}
     return prepare(corpus, sequence_tokens=100, wanted_tokens=None, seed=0, **options)
 
 
-def test_killed_at_any_moment_it_is_made_anew_and_the_same(
-    repository: Path, shared_data: Path, tmp_path: Path, tiny_tokenizer: LoadedTokenizer
+def in_a_child(data: str, place: Path, tokenizer: LoadedTokenizer) -> None:
+    pieces.CHUNK_BYTES = CHUNK_BYTES
+    whole(data, place, tokenizer)
+
+
+def test_killed_fifty_times_it_goes_on_and_the_artifact_is_the_same(
+    shared_data: Path, tmp_path: Path, tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Kills come at seeded moments, over several corpora where fewer are enough to finish one."""
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", CHUNK_BYTES)
     data = str(shared_data / "domain/education/openstax_principles-finance.jsonl.zst")
+    started = time.perf_counter()
     expected = contents(whole(data, tmp_path / "whole", tiny_tokenizer))
-    arguments = [str(repository / "src/onward/model/tiny/tokenizer.json"), data, str(tmp_path / "killed")]
-    for delay in (0.05, 0.3):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        with process.stdout as output:
-            assert output.readline() == "started\n"
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        visible = [path for path in (tmp_path / "killed/corpora").glob("*") if not path.name.startswith(".")]
-        assert visible == [], "an artifact appears only when it is whole"
-    again = whole(data, tmp_path / "killed", tiny_tokenizer)
+    length = time.perf_counter() - started
+    context = multiprocessing.get_context("fork")  # the kernels are loaded, so a child is at work at once
+    chance = random.Random(5)
+    kills = finished = gone_on = 0
+    while kills < KILLS:
+        place = tmp_path / f"killed-{finished}"
+        child = context.Process(target=in_a_child, args=(data, place, tiny_tokenizer))
+        child.start()
+        child.join(chance.uniform(0, 0.7 * length))
+        if child.is_alive():
+            child.kill()
+            child.join()
+            kills += 1
+            aside = next((place / "corpora").glob(".*.building"), None) if place.exists() else None
+            gone_on += aside is not None and len(read_states(aside)) > 0
+            assert not list((place / "corpora").glob("[0-9a-f]*")), "an artifact appears only when it is whole"
+            continue
+        assert child.exitcode == 0
+        assert contents(whole(data, place, tiny_tokenizer)) == expected
+        shutil.rmtree(place)
+        finished += 1
+    place = tmp_path / f"killed-{finished}"
+    again = whole(data, place, tiny_tokenizer)
     assert contents(again) == expected
     assert [path.name for path in again.path.parent.iterdir()] == [again.fingerprint]
+    assert gone_on > 10, "most starts had finished blocks to go on from"
+
+
+def test_finished_blocks_are_not_read_again(
+    shared_data: Path, tmp_path: Path, tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its third block, the next call opens only the chunks behind it."""
+    from onward.corpus import examine, sorting
+
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", CHUNK_BYTES)
+    data = str(shared_data / "domain/education/openstax_principles-finance.jsonl.zst")
+    opened: list[int] = []
+    original = examine.open_chunk
+
+    def counted(chunk: Any, fields: Any) -> Any:
+        opened.append(1)
+        return original(chunk, fields)
+
+    monkeypatch.setattr(examine, "open_chunk", counted)
+    expected = contents(whole(data, tmp_path / "whole", tiny_tokenizer))
+    in_all = len(opened)
+    finish = sorting.Sorter.finish_block
+
+    def stop_after_three(sorter: sorting.Sorter) -> None:
+        finish(sorter)
+        if sorter.number_of_blocks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sorting.Sorter, "finish_block", stop_after_three)
+    opened.clear()
+    with pytest.raises(KeyboardInterrupt):
+        whole(data, tmp_path / "stopped", tiny_tokenizer)
+    before = len(opened)
+    assert 0 < before < in_all
+    monkeypatch.setattr(sorting.Sorter, "finish_block", finish)
+    opened.clear()
+    assert contents(whole(data, tmp_path / "stopped", tiny_tokenizer)) == expected
+    assert len(opened) == in_all - before
 
 
 def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path, tiny_tokenizer: LoadedTokenizer) -> None:
@@ -71,3 +118,4 @@ def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path, tiny_token
     (first.path / "manifest.json").unlink()
     with building(first.path, "corpus", {}), pytest.raises(UserError, match="another process is making this artifact"):
         whole(str(data), tmp_path, tiny_tokenizer, quality="none")
+    assert not building_place(first.path).exists()

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from onward.corpus import documents
-from onward.corpus.reading import streams
-from onward.corpus.documents import Document, Fields, Item, Unreadable
-from onward.corpus.reading.readers import read_file
-from onward.corpus.reading.streams import InputFile, lines
+from onward.corpus.documents import Document, Item, Unreadable
+from onward.corpus.reading import cutting, lines, pieces
+from onward.corpus.reading.sources import find_inputs, read_source
+from onward.recipe import Source
 
 LINES = b'{"id":"a","text":"one"}\n\n{"text":"two","book":"B"}\n'
 
 
 def read(path: Path, text: str = "text", group: str | None = None) -> list[Item]:
-    return list(read_file(InputFile(str(path), None, None), Fields(text, group)))
+    return list(read_source(find_inputs(Source(path=str(path), text=text, group=group))))
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:
@@ -114,45 +114,129 @@ def test_a_truncated_file_gives_its_whole_lines_and_one_unreadable(tmp_path: Pat
 )
 def test_a_file_that_is_something_else_is_one_unreadable(tmp_path: Path, name: str, reason: str) -> None:
     path = tmp_path / name
-    path.write_bytes(b"\xff\xfe not what the name says" * 9)
+    path.write_bytes(b"\xfe\x28 not what the name says" * 9)
     (item,) = read(path)
     assert isinstance(item, Unreadable)
     assert item.reason == reason
     assert item.where.startswith(str(path))
 
 
+def test_what_precedes_a_damaged_place_is_given(tmp_path: Path) -> None:
+    content = b"".join(json.dumps({"text": f"{n} {n * 7919 % 1000}"}).encode() + b"\n" for n in range(40_000))
+    for name in ("x.jsonl.gz", "x.jsonl.zst"):
+        path = put(tmp_path, name, content)
+        stored = bytearray(path.read_bytes())
+        stored[-4000:-3000] = b"\xff" * 1000
+        path.write_bytes(stored)
+        *good, last = read(path)
+        assert last == Unreadable(f"{path}:{len(good) + 1}", "unreadable: damaged compression")
+        # All but the damaged block (zstd) or what stood in the damaged bytes (gzip, where damage shows a bit later).
+        assert len(good) > 25_000
+        wanted = [f"{n} {n * 7919 % 1000}" for n in range(len(good) - 200)]
+        assert [item.text for item in good[:-200] if isinstance(item, Document)] == wanted
+
+
+def test_a_window_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.zst"
+    # magic, no single segment, no content size, window 2 GB; then an empty last block
+    path.write_bytes(zstandard.FRAME_HEADER + bytes([0, (31 - 10) << 3, 1, 0, 0]))
+    assert read(path) == [Unreadable(f"{path}:1", "unreadable: zstd window of more than 128 MB")]
+
+
 def test_frames_of_zstd_may_follow_each_other(tmp_path: Path) -> None:
     path = tmp_path / "x.txt.zst"
-    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(part) for part in (b"one\n", b"", b"two\n")))
+    frames = [zstandard.ZstdCompressor().compress(part) for part in (b"one\n", b"", b"two\n")]
+    skippable = b"\x5a\x2a\x4d\x18" + (9).to_bytes(4, "little") + b"seekable!"
+    path.write_bytes(b"".join([*frames[:2], skippable, frames[2]]))
     assert read(path) == [Document(str(path), "one\ntwo\n", str(path))]
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt", "long.txt", "long.txt.zst"])
 def test_a_very_long_document_comes_in_parts_that_join_to_the_whole(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "MAXIMUM_CHARACTERS", 1000)
-    text = "".join(f"line {n} ä\n" for n in range(500)) + "x" * 3000
-    path = put(tmp_path, name, (text if name == "x.txt" else json.dumps({"id": "big", "text": text})).encode())
+    if name.startswith("long"):
+        monkeypatch.setattr(cutting, "WHOLE_TEXT_BYTES", 2000)
+    text = "".join(f"line {n} ä\n" for n in range(500)) + "ä" * 3000
+    path = put(tmp_path, name, (json.dumps({"id": "big", "text": text}) if name == "x.jsonl" else text).encode())
     parts = read(path)
     assert all(isinstance(part, Document) and len(part.text) <= 1000 for part in parts)
     assert "".join(part.text for part in parts if isinstance(part, Document)) == text
     assert len({part.id for part in parts if isinstance(part, Document)}) == len(parts) > 5
+    first = parts[0]
+    assert isinstance(first, Document)
+    assert first.id == ("big#1" if name == "x.jsonl" else f"{path}#1")
 
 
 def test_a_line_over_the_limit_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(lines, "MAXIMUM_RECORD_BYTES", 1000)
     long = b'{"text":"' + b"x" * 5000 + b'"}'
-    assert list(lines(iter([b"a\n" + long[:3000], long[3000:] + b"\nb"]), 1000)) == [b"a", None, b"b"]
-    monkeypatch.setattr(streams.lines, "__defaults__", (1000,))
-    path = put(tmp_path, "x.jsonl", LINES + long)
-    assert read(path)[-1] == Unreadable(f"{path}:4", "unreadable: longer than 512 MB")
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        path = put(tmp_path, name, LINES + long + b"\n" + LINES + long)
+        items = read(path)
+        assert [item for item in items if isinstance(item, Unreadable)] == [
+            Unreadable(f"{path}:4", "unreadable: longer than 0 MB"),
+            Unreadable(f"{path}:8", "unreadable: longer than 0 MB"),
+        ]
+        assert [item.id for item in items if isinstance(item, Document)] == ["a", f"{path}:3", "a", f"{path}:7"]
 
 
-@given(st.lists(st.binary(max_size=8).map(lambda part: part.replace(b"\r", b"\n")), max_size=12))
-def test_lines_do_not_depend_on_the_blocks(pieces: list[bytes]) -> None:
-    whole = b"".join(pieces)
-    expected = whole.split(b"\n")
-    assert list(lines(iter(pieces))) == (expected if expected[-1] else expected[:-1])
+@given(st.lists(st.binary(max_size=8).map(lambda part: part.replace(b"\r", b"\n")), max_size=12), st.integers(1, 9))
+def test_runs_of_lines_do_not_depend_on_the_blocks(blocks: list[bytes], chunk_bytes: int) -> None:
+    whole = b"".join(blocks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(lines, "MAXIMUM_RECORD_BYTES", 20)
+        runs = list(lines.line_runs(iter(blocks)))
+        assert runs == list(lines.line_runs(iter([whole])))
+    at = 0
+    for run, size in runs:
+        content = whole[at : at + size]
+        at += size
+        assert content.endswith(b"\n") or at == len(whole)
+        assert (run is None and size > 20 and b"\n" not in content[:-1]) or run == content
+        assert size <= chunk_bytes or b"\n" not in content[:-1]
+    assert at == len(whole)
+
+
+def test_millions_of_empty_documents_are_few_objects(tmp_path: Path) -> None:
+    path = put(tmp_path, "x.jsonl.zst", b'{"text": ""}\n' * 400_000 + b'{"text":"last"}\n')
+    *empty, last = read(path)
+    assert last == Document(f"{path}:400001", "last", str(path))
+    assert len(empty) == 3
+    assert sum(item.count for item in empty if isinstance(item, Unreadable)) == 400_000
+    assert all(isinstance(item, Unreadable) and item.reason == "unreadable: empty text" for item in empty)
+
+
+def test_bad_lines_in_a_row_name_every_place(tmp_path: Path) -> None:
+    path = put(tmp_path, "x.jsonl", b'{"text":"one"}\n{\n{\n{"a":1}\n\n{"b":2}\n')
+    one, broken, first, second = read(path)
+    assert isinstance(one, Document)
+    assert broken == Unreadable(f"{path}:2", "unreadable: broken JSON", (), 2)
+    assert isinstance(broken, Unreadable)
+    assert list(broken.places()) == [f"{path}:2", f"{path}:3"]
+    # A blank line between them is no record, so the places are not one row of numbers.
+    assert first == Unreadable(f"{path}:4", "unreadable: no field `text`", ("a",))
+    assert second == Unreadable(f"{path}:6", "unreadable: no field `text`", ("b",))
+
+
+def test_a_parquet_file_without_the_column_is_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"body": ["one"] * 5000, "n": range(5000)}), path)
+    assert read(path) == [Unreadable(f"{path}:1", "unreadable: no field `text`", ("body", "n"), 5000)]
+
+
+def test_a_parquet_value_that_is_not_utf8_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    wrong = pa.array([b"one", b"\xff\xfe", b"three"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"text": wrong}), path)
+    assert read(path) == [
+        Document(f"{path}:1", "one", str(path)),
+        Unreadable(f"{path}:2", "unreadable: not UTF-8"),
+        Document(f"{path}:3", "three", str(path)),
+    ]
 
 
 @given(st.text(alphabet="ab \n", max_size=200), st.integers(2, 30))

@@ -7,9 +7,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from onward.corpus.reading import streams
 from onward.corpus.documents import Document
+from onward.corpus.reading import remote
+from onward.corpus.reading.pieces import Position
 from onward.corpus.reading.sources import find_inputs, read_source
+from onward.corpus.reading.streams import Content
 from onward.errors import UserError
 from onward.recipe import Source
 
@@ -107,7 +109,7 @@ class FakeHub(MemoryFileSystem):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    monkeypatch.setattr(streams, "RETRY_DELAYS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(remote, "RETRY_DELAYS_SECONDS", (0.0, 0.0))
     monkeypatch.setitem(_registry, "hf", FakeHub)
     FakeHub.store.clear()
     FakeHub.reads = 0
@@ -139,22 +141,22 @@ def test_remote_parquet_is_read_through_seeks(hub: FakeHub, tmp_path: Path) -> N
 
 def test_a_dead_network_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(streams.time, "sleep", waits.append)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
 
     def dead() -> bytes:
         raise TimeoutError("no answer")
 
     with pytest.raises(UserError, match="a remote file cannot be read") as error:
-        streams.patiently(dead, "hf://datasets/org/name")
+        remote.patiently(dead, "hf://datasets/org/name")
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert error.value.got == "TimeoutError: no answer"
 
 
 def test_a_connection_that_ends_early_is_not_the_end_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "RETRY_DELAYS_SECONDS", ())
+    monkeypatch.setattr(remote, "RETRY_DELAYS_SECONDS", ())
     fsspec.filesystem("memory").pipe("/short.txt", b"0123456789")
     whole = find_inputs(Source(path="memory://short.txt")).files[0]
     fsspec.filesystem("memory").pipe("/short.txt", b"01234")
     with pytest.raises(UserError, match="a remote file cannot be read") as error:
-        list(streams.blocks(whole))
+        list(Content(whole, Position()).blocks())
     assert error.value.got == "ConnectionError: the connection ended at byte 5 of 10"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held_out:"
 LEVEL = 0.05
-_COLUMNS = ("task", "item", "group", "gold", "correct", "correct_norm", "nats", "bytes")
+_COLUMNS = ("task", "item", "group", "gold", "nats", "bytes")
+_NULLABLE_COLUMNS = ("correct", "correct_norm", "touched")
 
 Items = Mapping[str, NDArray[Any]]
 
@@ -37,7 +39,8 @@ LEAST_GROUPS = 8
 def compare(before_folder: Path, after_folder: Path, resamples: int, seed: int) -> Comparison:
     """Compare the scores in two folders (results.json, items.parquet), paired item by item.
 
-    Raises UserError when they did not score the same items, naming what differs.
+    Tasks with items that were found in the corpora's text are compared a second time without those, in the same
+    family of Holm's correction. Raises UserError when they did not score the same items, naming what differs.
     """
     before, after = read_scores(before_folder), read_scores(after_folder)
     _same_settings(before, after, after_folder)
@@ -48,14 +51,17 @@ def compare(before_folder: Path, after_folder: Path, resamples: int, seed: int) 
         if task.startswith(HELD_OUT)
     ]
     chances = {task.task: task.chance for task in before.tasks}
-    tasks = [
-        difference
-        for task, pair in items.items()
-        if not task.startswith(HELD_OUT)
-        for difference in _task_differences(task, chances[task], *pair, resamples, seed)
-    ]
-    differences = (*text, *_corrected(tasks))
-    return Comparison(before.model, after.model, differences, tuple(map(sentence, differences)))
+    pairs = {task: pair for task, pair in items.items() if not task.startswith(HELD_OUT)}
+    tasks = {task: _task_differences(task, chances[task], *pair, resamples, seed) for task, pair in pairs.items()}
+    clean = tasks | {
+        task: _clean_differences(task, chances[task], *pair, resamples, seed)
+        for task, pair in pairs.items()
+        if _touched(*pair).any()
+    }
+    differences = (*text, *_corrected(list(chain(*tasks.values()))))
+    without = tuple(row for row in _corrected(list(chain(*clean.values()))) if row.touched)
+    sentences = tuple(sentence(row) for row in (*differences, *without))
+    return Comparison(before.model, after.model, differences, sentences, without)
 
 
 def _text_difference(name: str, before: Items, after: Items, resamples: int, seed: int) -> Difference:
@@ -92,6 +98,25 @@ def _task_differences(
     return rows
 
 
+def _touched(before: Items, after: Items) -> NDArray[np.bool_]:
+    """Which items were found in the text of either side's corpora: bool [items]."""
+    pairs = zip(before["touched"], after["touched"], strict=True)
+    return np.array([first is not None or second is not None for first, second in pairs], dtype=np.bool_)
+
+
+def _clean_differences(
+    task: str, chance: float, before: Items, after: Items, resamples: int, seed: int
+) -> list[Difference]:
+    """Compare a task without the items found in the text; no row when nothing is left."""
+    touched = _touched(before, after)
+    if touched.all():
+        return []
+    seen = int(np.sum((before["touched"] == "report") | (after["touched"] == "report")))
+    first, second = ({name: column[~touched] for name, column in side.items()} for side in (before, after))
+    rows = _task_differences(task, chance, first, second, resamples, seed)
+    return [replace(row, touched=int(touched.sum()), seen=seen) for row in rows]
+
+
 def at_chance(right: NDArray[np.bool_], chance: float) -> bool:
     """Whether a score cannot be told from guessing: two-sided exact binomial test against `chance`, p > 0.05.
 
@@ -126,8 +151,8 @@ def _corrected(rows: list[Difference]) -> list[Difference]:
 
 def _by_task(table: "pa.Table") -> dict[str, Items]:
     """Split the items by task, each sorted by item id; {task: {column: [items]}}."""
-    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS if name != "correct"}
-    for name in ("correct", "correct_norm"):  # nullable booleans become objects, so that None stays None
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS}
+    for name in _NULLABLE_COLUMNS:  # as objects, so that None stays None
         columns[name] = np.array(table.column(name).to_pylist(), dtype=object)
     order = np.argsort(columns["item"].astype(str), kind="stable")
     names = dict.fromkeys(columns["task"].tolist())

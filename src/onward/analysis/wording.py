@@ -79,10 +79,20 @@ def sentence(difference: Difference) -> str:
         what = f"{before} {ARROW} {after} bits per byte ({change}, 95 % interval {interval})"
     else:
         named = f"{named} ({difference.metric})"
+        if difference.touched:
+            named = f"{named} {without_text(difference)}"
         test = "" if difference.p_adjusted is None else f", p {_equals(p_text(difference.p_adjusted))} after Holm"
         rates = f"{before} {ARROW} {after} of {difference.items:,} items"
         what = f"{rates} ({change} points, 95 % interval {interval}{test})"
     return f"{named}: {what}: {difference.verdict}."
+
+
+def without_text(difference: Difference) -> str:
+    """Say which items were left out: `without 45 items found in the text, 3 of them left in training`."""
+    items = f"{difference.touched:,} {'item' if difference.touched == 1 else 'items'}"
+    left = "all" if difference.seen == difference.touched else f"{difference.seen:,} of them"
+    seen = f", {left} left in training" if difference.seen else ", none left in training"
+    return f"without {items} found in the text{seen}"
 
 
 def _equals(text: str) -> str:

@@ -7,7 +7,8 @@ import time
 from multiprocessing.connection import Connection, wait
 
 from onward.corpus.engine import processes
-from onward.corpus.prepare import Preparation, PreparedCorpus, make
+from onward.corpus.preparation import Preparation
+from onward.corpus.prepare import PreparedCorpus, make
 from onward.errors import UserError
 
 

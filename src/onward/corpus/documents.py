@@ -1,8 +1,10 @@
 """Documents: what readers give to the corpus stage, and what they could not read."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 MAXIMUM_CHARACTERS = 4_000_000
 """A longer text is given in parts, so that no stage holds more than a few megabytes of one document at a time.
@@ -83,9 +85,12 @@ WITHOUT_TEXT = frozenset({EMPTY, NO_TEXT_IN_PAGE})
 """Read without fault, with nothing to give: counted, but no sign of bad input."""
 
 
+_NO_FIELD = "unreadable: no field "
+
+
 def no_field(name: str) -> str:
     """Return the ledger rule for a record that lacks a field."""
-    return f"unreadable: no field `{name}`"
+    return f"{_NO_FIELD}`{name}`"
 
 
 def not_encoded(encoding: str) -> str:
@@ -119,6 +124,11 @@ def reason_against(record: object, fields: Fields) -> str | None:
     return reason_against_text(text) if isinstance(text, str) else f"unreadable: field `{fields.text}` is not text"
 
 
+def fields_to_show(reason: str, record: object) -> tuple[str, ...]:
+    """Return the fields of a record that lacks the wanted one; of any other they help nobody."""
+    return tuple(record) if isinstance(record, dict) and reason.startswith(_NO_FIELD) else ()
+
+
 def reason_against_text(text: str) -> str | None:
     """Return the ledger rule of an empty or binary text, None for any other."""
     if not text or text.isspace():
@@ -126,26 +136,24 @@ def reason_against_text(text: str) -> str | None:
     return BINARY if "\0" in text and text.count("\0") * BINARY_SHARE > len(text) else None
 
 
-def from_record(record: Mapping[str, object], fields: Fields, source: str, where: str) -> Iterator[Item]:
-    """Yield the document of a record that no reason speaks against, in parts when it is very long."""
+def from_record(record: Mapping[str, Any], fields: Fields, source: str, where: str) -> Iterable[Item]:
+    """Return the document of a record that no reason speaks against, in parts when it is very long."""
     text, name = record[fields.text], record.get("id")
-    assert isinstance(text, str)
     group = None if fields.group is None else str(record[fields.group])
-    yield from from_text(text, str(name) if isinstance(name, str | int) else where, source, where, group)
+    return from_text(text, str(name) if isinstance(name, str | int) else where, source, where, group)
 
 
-def from_text(text: str, name: str, source: str, where: str, group: str | None = None) -> Iterator[Item]:
-    """Yield one document, or its parts `name#1`, `name#2`, ... when it is longer than MAXIMUM_CHARACTERS.
+def from_text(text: str, name: str, source: str, where: str, group: str | None = None) -> Iterable[Item]:
+    """Return one document, or its parts `name#1`, `name#2`, ... when it is longer than MAXIMUM_CHARACTERS.
 
     NUL characters are removed where they are few; other control characters stay as they were read.
     """
     if reason := reason_against_text(text):
-        yield Unreadable(where, reason)
-    elif len(text) <= MAXIMUM_CHARACTERS:
-        yield Document(name, text.replace("\0", ""), source, group)
-    else:
-        for number, part in enumerate(cut(text, MAXIMUM_CHARACTERS), start=1):
-            yield from from_text(part, f"{name}#{number}", source, f"{where}#{number}", group)
+        return (Unreadable(where, reason),)
+    if len(text) <= MAXIMUM_CHARACTERS:
+        return (Document(name, text.replace("\0", ""), source, group),)
+    parts = enumerate(cut(text, MAXIMUM_CHARACTERS), start=1)
+    return chain.from_iterable(from_text(part, f"{name}#{n}", source, f"{where}#{n}", group) for n, part in parts)
 
 
 def without_surrogates(text: str) -> str:

@@ -21,6 +21,8 @@ CHUNKS_ALONE = 2
 """Chunks done before workers are started: starting them takes about as long."""
 IN_FLIGHT = 3
 """Chunks per worker that are waiting, being worked on, or done and not yet fetched."""
+IN_FLIGHT_BYTES = 256_000_000
+"""Chunks with the workers hold no more than this and one chunk: a record may be a hundred times the usual chunk."""
 _RESTARTS = 3
 """So often in a row, without any chunk done between, may workers be killed before it is an error."""
 
@@ -56,12 +58,16 @@ class WorkerLost(Exception):
 
 
 def in_order(
-    chunks: Iterable[Chunk], work: Callable[[Chunk], Result], start: StartWorkers[Chunk, Result] | None
+    chunks: Iterable[Chunk],
+    work: Callable[[Chunk], Result],
+    start: StartWorkers[Chunk, Result] | None,
+    weigh: Callable[[Chunk], int] = lambda chunk: 0,
 ) -> Generator[tuple[Chunk, Result], None, None]:
     """Yield every chunk with its result, in order.
 
-    work: pure and picklable. start: what starts the workers; None stays in this process. Chunks that a killed worker
-    had are done again; raises UserError when workers are killed again and again.
+    work: pure and picklable. start: what starts the workers; None stays in this process. weigh: bytes of a chunk;
+    while chunks of IN_FLIGHT_BYTES are with the workers no further one is read. Chunks that a killed worker had are
+    done again; raises UserError when workers are killed again and again.
     """
     chunks = iter(chunks)
     for chunk in islice(chunks, CHUNKS_ALONE if start is not None else None):
@@ -73,7 +79,7 @@ def in_order(
     while waiting:
         try:
             with start(work) as workers:
-                for chunk, result in _in_flight(waiting, chunks, workers):
+                for chunk, result in _in_flight(waiting, chunks, workers, weigh):
                     losses = 0
                     yield chunk, result
         except WorkerLost as error:
@@ -86,15 +92,20 @@ def in_order(
 
 
 def _in_flight(
-    waiting: deque[Chunk], chunks: Iterator[Chunk], workers: Workers[Chunk, Result]
+    waiting: deque[Chunk], chunks: Iterator[Chunk], workers: Workers[Chunk, Result], weigh: Callable[[Chunk], int]
 ) -> Iterator[tuple[Chunk, Result]]:
     """Send chunks and yield results; `waiting` holds the chunks without a result, so that nothing is lost."""
     sent = deque(workers.send(chunk) for chunk in waiting)
+    weight = sum(map(weigh, waiting))
     while waiting:
-        for chunk in islice(chunks, max(0, workers.count * IN_FLIGHT - len(sent))):
-            waiting.append(chunk)
-            sent.append(workers.send(chunk))
+        while len(sent) < workers.count * IN_FLIGHT and weight < IN_FLIGHT_BYTES:
+            if not (following := list(islice(chunks, 1))):
+                break
+            waiting += following
+            sent.append(workers.send(following[0]))
+            weight += weigh(following[0])
         result = sent.popleft().result()
+        weight -= weigh(waiting[0])
         yield waiting.popleft(), result
 
 

@@ -5,17 +5,18 @@ document. The text as read is judged; what C4's line rules or cut passages take 
 its tokens are made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from onward.corpus.contamination.index import ItemIndex
-from onward.corpus.contamination.scan import Hit, cut_passages, scan
+from onward.corpus.contamination.scan import cut_items, scan
+from onward.corpus.contamination.table import excerpt
 from onward.corpus.documents import Document, Fields, Unreadable
 from onward.corpus.duplicates.exact import digests, held_out_flags, split_hashes
 from onward.corpus.duplicates.minhash import band_keys
@@ -39,7 +40,7 @@ PASSAGES = "passages of benchmarks cut out"
 class Rules:
     """What documents are examined by. near and items: None switches near-duplicates and contamination off."""
 
-    unicode: str | None
+    unicode: Literal["nfc", "repair"] | None
     quality: Quality | None
     near: NearDuplicates | None
     contamination: Contamination | None
@@ -87,7 +88,8 @@ class Examined:
     drops a document, -1 for none; contaminated: bool[n], dropped for a benchmark item. keys: uint64[n, columns], the
     exact digest and the near-duplicate bands (0: none). order: uniform 64-bit hash that orders held-out text.
     tokens, starts: ids of document d are tokens[starts[d]:starts[d + 1]], empty where it has none. digest: xxh3-64 of
-    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document.
+    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document. unreadable: with
+    the number of documents before each.
     """
 
     ids: list[str]
@@ -107,13 +109,19 @@ class Examined:
     trimmed: dict[str, NDArray[np.int64]]
     held_out_texts: dict[int, tuple[str, str | None]]
     touched: tuple[Touched, ...]
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[tuple[int, Unreadable], ...]
     histograms: Histograms
 
 
 def examine(task: Task, rules: Rules) -> Examined:
     """Open a chunk and apply every rule that needs only the document itself."""
-    documents, unreadable = open_chunk(task.chunk, task.fields)
+    documents: list[Document] = []
+    unreadable: list[tuple[int, Unreadable]] = []
+    for item in open_chunk(task.chunk, task.fields):
+        if isinstance(item, Document):
+            documents.append(item)
+        else:
+            unreadable.append((len(documents), item))
     draft = _Draft(documents, rules, task.scored)
     draft.judge()
     draft.identify()
@@ -199,19 +207,18 @@ class _Draft:
         if self.scored or section is None or rules.items is None:
             return
         assert self.words is not None
-        spans: dict[int, list[Hit]] = {}
-        for hit in scan(self.batch, self.words, rules.items):
-            if self.reason[hit.document] < 0 and not self.held_out[hit.document]:
-                spans.setdefault(hit.document, []).append(hit)
         cut: dict[int, str] = {}
-        for document, hits in spans.items():
-            self.touched += [self._touched(hit) for hit in hits]
+        for hit in scan(self.batch, self.words, rules.items):
+            document = hit.document
+            if self.reason[document] >= 0 or self.held_out[document]:
+                continue
+            self.touched.append(Touched(document, hit.item, hit.score, excerpt(self.batch, hit)))
             if section.action == "drop":
                 self.contaminated[document] = True
-            elif section.action == "cut":
-                start = int(self.batch.starts[document])
-                cut[document] = cut_passages(self.texts[document], [(h.begin - start, h.end - start) for h in hits])
-        self._trim(PASSAGES, cut)
+            elif section.action == "cut" and document not in cut:
+                cut[document] = cut_items(self.texts[document], rules.items)
+                self.contaminated[document] = not cut[document]
+        self._trim(PASSAGES, {document: text for document, text in cut.items() if text})
 
     def tokenise(self) -> tuple[TokenIds, NDArray[np.int64]]:
         """Tokenise what may be kept, and drop what its tokens speak against."""
@@ -228,7 +235,9 @@ class _Draft:
         np.cumsum(lengths, out=starts[1:])
         self.reason[rows] = np.where(found < 0, self.reason[rows], found + len(self.reasons))
         self.reasons += names
-        self.digest[rows] = np.array([xxhash.xxh3_64_intdigest(text) for text in texts], dtype=np.uint64).view(np.int64)
+        self.digest[rows] = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64).view(
+            np.int64
+        )
         return encoded.ids, starts
 
     def _trim(self, rule: str, texts: dict[int, str]) -> None:
@@ -241,12 +250,3 @@ class _Draft:
             self.texts[n] = text
         if texts:
             self.trimmed[rule] = taken
-
-    def _touched(self, hit: Hit) -> Touched:
-        around = 100
-        start, stop = self.batch.starts[hit.document], self.batch.starts[hit.document + 1]
-        piece = self.batch.buffer[max(start, hit.begin - around) : min(stop, hit.end + around)]
-        return Touched(hit.document, hit.item, hit.score, piece.tobytes().decode(errors="ignore"))
-
-
-Examine = Callable[[Task], Examined]

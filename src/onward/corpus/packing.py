@@ -1,18 +1,42 @@
-"""Best-fit-decreasing packing of documents into sequences, as an index over the token store.
+"""Packing of documents into sequences, as an index over the token store.
 
-Only documents longer than a sequence are cut: into full pieces and a remainder. Nothing is lost, nothing is copied.
-The result is what the textbook algorithm gives, item by item, but a whole run of equally long pieces is placed at
+Three ways: best fit (decreasing) cuts only documents longer than a sequence and leaves hardly any padding; sequential
+lays documents one after the other and cuts where a sequence ends, as the paper (arXiv 2504.09687) does; none gives
+every document, or every piece of a long one, a sequence of its own. Nothing is lost, nothing is copied.
+
+Best fit gives what the textbook algorithm gives, item by item, but a whole run of equally long pieces is placed at
 once, so the cost depends on the number of distinct lengths (at most the sequence length), not on the documents.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-FILE = "packing.npz"
+PackingMode = Literal["best_fit", "sequential", "none"]
+_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """What packing did to the documents.
+
+    long_documents: cut because they are longer than a sequence. cut_documents: cut by the border of a sequence
+    although they would fit into one. pieces_mean, pieces_quantiles: documents, or pieces of them, per sequence
+    (quantiles 0, 25, 50, 75 and 100 %; all 0 without sequences).
+    """
+
+    documents: int
+    sequences: int
+    padding_tokens: int
+    long_documents: int
+    cut_documents: int
+    pieces_mean: float
+    pieces_quantiles: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -49,10 +73,29 @@ class Packing:
         pieces = slice(int(self.sequence_start[n]), int(self.sequence_start[n + 1]))
         return self.piece_offset[pieces], self.piece_length[pieces], self.piece_ends_document[pieces]
 
-    def save(self, folder: Path) -> None:
-        """Write packing.npz."""
+    def report(self) -> PackingReport:
+        """Count what was cut and what was left empty."""
+        order = np.argsort(self.piece_offset, kind="stable")
+        last = np.flatnonzero(self.piece_ends_document[order])
+        first = np.append(0, last[:-1] + 1) if len(last) else last
+        reached = np.append(0, np.cumsum(self.piece_length[order], dtype=np.int64))
+        is_long = reached[last + 1] - reached[first] > self.sequence_tokens
+        per_sequence = np.diff(self.sequence_start)
+        quantiles = np.quantile(per_sequence, _QUANTILES, method="inverted_cdf") if len(per_sequence) else [0] * 5
+        return PackingReport(
+            documents=len(last),
+            sequences=self.num_sequences,
+            padding_tokens=self.padding_tokens,
+            long_documents=int(is_long.sum()),
+            cut_documents=int(((last > first) & ~is_long).sum()),
+            pieces_mean=len(order) / max(1, self.num_sequences),
+            pieces_quantiles=tuple(int(value) for value in quantiles),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the index of one block as .npz."""
         np.savez(
-            folder / FILE,
+            path,
             sequence_tokens=np.int64(self.sequence_tokens),
             sequence_start=self.sequence_start,
             piece_offset=self.piece_offset,
@@ -61,9 +104,9 @@ class Packing:
         )
 
 
-def load_packing(folder: Path) -> Packing:
-    """Read packing.npz of a prepared corpus."""
-    with np.load(folder / FILE) as arrays:
+def load_packing(path: Path) -> Packing:
+    """Read the index of one block."""
+    with np.load(path) as arrays:
         return Packing(
             int(arrays["sequence_tokens"]),
             arrays["sequence_start"],
@@ -73,15 +116,38 @@ def load_packing(folder: Path) -> Packing:
         )
 
 
-def pack(document_lengths: NDArray[np.int64], sequence_tokens: int) -> Packing:
+def join_packings(packings: Sequence[Packing]) -> Packing:
+    """Return the sequences of several blocks, one block after the other; at least one block."""
+    assert len({packing.sequence_tokens for packing in packings}) == 1, "blocks of one corpus"
+    starts, pieces = [np.zeros(1, dtype=np.int64)], 0
+    for packing in packings:
+        starts.append(packing.sequence_start[1:] + pieces)
+        pieces += len(packing.piece_offset)
+    return Packing(
+        packings[0].sequence_tokens,
+        np.concatenate(starts),
+        np.concatenate([packing.piece_offset for packing in packings]),
+        np.concatenate([packing.piece_length for packing in packings]),
+        np.concatenate([packing.piece_ends_document for packing in packings]),
+    )
+
+
+def pack(
+    document_lengths: NDArray[np.int64], sequence_tokens: int, mode: PackingMode = "best_fit", first_offset: int = 0
+) -> Packing:
     """Pack documents that lie one after the other in the token store.
 
-    document_lengths: int64[documents], tokens with EOS, each at least 1. The order of sequences and of the pieces
-    within them is a function of the lengths alone.
+    document_lengths: int64[documents], tokens with EOS, each at least 1. first_offset: tokens in the store before the
+    first document. The order of sequences and of the pieces within them is a function of lengths and mode alone.
     """
     assert sequence_tokens >= 1
     assert document_lengths.min(initial=1) >= 1, "a document holds at least its EOS"
+    if mode == "sequential":
+        return _sequential(document_lengths, sequence_tokens, first_offset)
     offset, length, ends = _pieces(document_lengths, sequence_tokens)
+    offset += first_offset
+    if mode == "none":
+        return Packing(sequence_tokens, np.arange(len(offset) + 1), offset, length.astype(np.int32), ends)
     # Longest first; equal lengths in the order of the documents, which the stable sort keeps.
     order = np.argsort(-length, kind="stable")
     sequence_of_rank, num_sequences = _best_fit(length[order], sequence_tokens)
@@ -90,6 +156,18 @@ def pack(document_lengths: NDArray[np.int64], sequence_tokens: int) -> Packing:
     np.cumsum(np.bincount(sequence_of_rank, minlength=num_sequences), out=start[1:])
     order = order[by_sequence]
     return Packing(sequence_tokens, start, offset[order], length[order].astype(np.int32), ends[order])
+
+
+def _sequential(document_lengths: NDArray[np.int64], sequence_tokens: int, first_offset: int) -> Packing:
+    """Cut the row of documents where one ends and where a sequence ends; only the last sequence has padding."""
+    document_ends = np.cumsum(document_lengths)
+    total = int(document_lengths.sum())
+    sequence_ends = np.minimum(np.arange(0, total, sequence_tokens) + sequence_tokens, total)
+    ends = np.union1d(document_ends, sequence_ends)
+    length = np.diff(ends, prepend=0)
+    start = np.append(0, np.searchsorted(ends, sequence_ends, side="right"))
+    is_end = np.isin(ends, document_ends)
+    return Packing(sequence_tokens, start, ends - length + first_offset, length.astype(np.int32), is_end)
 
 
 def _pieces(

@@ -1,45 +1,20 @@
 """The corpus step: documents in; token shards, packing, held-out text and an exact ledger out, as one artifact."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
+from onward.artifact import Folders, building, find
 from onward.corpus import blocks
-from onward.corpus.contamination.index import ItemIndex, build_index
-from onward.corpus.documents import Document, Fields, no_field
-from onward.corpus.duplicates.seen import Seen
-from onward.corpus.engine import StartWorkers, in_order, processes
-from onward.corpus.examine import Examined, Rules, Task, examine
-from onward.corpus.ledger import Ledger, Tally, read_ledger
-from onward.corpus.pace import Pace
-from onward.corpus.reading.chunks import read_chunks, ready_chunks
-from onward.corpus.reading.sources import Inputs, find_inputs, read_source
-from onward.corpus.self_replay import Generate, sampled_documents
-from onward.corpus.sorting import Sorter
-from onward.corpus.tables import HELD_OUT_FILE, write_held_out
-from onward.corpus.tokenise import Engine, choose_engine
-from onward.errors import UserError, nearest
-from onward.model.tokenizer import LoadedTokenizer, save_tokenizer
+from onward.corpus.engine import StartWorkers, processes
+from onward.corpus.examine import Examined, Task
+from onward.corpus.ledger import Ledger, read_ledger
+from onward.corpus.making import FACTS_FILE, Making
+from onward.corpus.preparation import Items, Preparation, plan_preparation
+from onward.corpus.self_replay import Generate
+from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Progress, Silent
-from onward.recipe import Corpus, format_share
-from onward.tasks import TaskItems
+from onward.recipe import Corpus
 
-FORMAT = 2
-"""Version of what this step writes; a new one makes old artifacts not match."""
-HOPELESS_RECORDS = 1000
-"""When so many records are read and none was readable, reading stops: the rest will be the same."""
-SEEN_FILE = "seen.npy"
-"""Keys of all documents, for corpora that are deduplicated against this one."""
-FACTS_FILE = "facts.json"
-_SAMPLE_DOCUMENTS = 200
-"""Documents on which a fast tokenizer must equal the reference before it is used."""
-_SECTIONS = {"domain": "corpus"}
 _SILENT = Silent()
 
 
@@ -50,85 +25,6 @@ class PreparedCorpus:
     path: Path
     fingerprint: str
     ledger: Ledger
-
-
-@dataclass(frozen=True)
-class Items:
-    """The benchmark items that training text must not hold. facts: what they depend on. load: reads them, when due."""
-
-    facts: Mapping[str, Any]
-    load: Callable[[], Mapping[str, TaskItems]]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """One corpus to prepare, its inputs listed: where it will stand, and what it will be made from.
-
-    section: the recipe's name of the corpus, for messages.
-    """
-
-    corpus: Corpus
-    tokenizer: LoadedTokenizer
-    sequence_tokens: int
-    wanted_tokens: int | None
-    seed: int
-    section: str
-    training: tuple[Inputs, ...]
-    held_out: tuple[Inputs, ...]
-    items: Items | None
-    made_from: Mapping[str, Any]
-    folder: Path
-
-
-def plan_preparation(
-    corpus: Corpus,
-    *,
-    tokenizer: LoadedTokenizer,
-    sequence_tokens: int,
-    wanted_tokens: int | None,
-    seed: int,
-    folders: Folders,
-    items: Items | None = None,
-    model_fingerprint: str | None = None,
-    label: str = "domain",
-) -> Preparation:
-    """List the inputs of a corpus and name its artifact, without reading a document.
-
-    The arguments are those of `prepare`. Raises UserError for sources that are not there.
-    """
-    training = tuple(map(find_inputs, corpus.sources))
-    held_out = tuple(map(find_inputs, corpus.held_out.sources))
-    wanted = corpus.tokens or wanted_tokens
-    looked_for = items if corpus.contamination is not None else None
-    made_from: dict[str, Any] = {
-        "format": FORMAT,
-        "corpus": corpus.model_dump(mode="json", exclude={"tokens": True, "duplicates": {"against"}}),
-        "tokenizer": tokenizer.fingerprint,
-        "sequence_tokens": sequence_tokens,
-        "wanted_tokens": wanted,
-        "inputs": {path: facts for inputs in training for path, facts in inputs.facts().items()},
-        "held_out_inputs": {path: facts for inputs in held_out for path, facts in inputs.facts().items()},
-    }
-    if looked_for is not None:
-        made_from["items"] = looked_for.facts
-    if corpus.duplicates is not None and corpus.duplicates.against:
-        made_from["against"] = [_fingerprint_of(Path(path)) for path in corpus.duplicates.against]
-    if corpus.self_replay is not None:
-        assert model_fingerprint is not None, "sampled text depends on the model"
-        made_from |= {"model": model_fingerprint, "seed": seed}
-    return Preparation(
-        corpus,
-        tokenizer,
-        sequence_tokens,
-        wanted,
-        seed,
-        _SECTIONS.get(label, label),
-        training,
-        held_out,
-        looked_for,
-        made_from,
-        folders.cache / "corpora" / fingerprint(made_from),
-    )
 
 
 def prepare(
@@ -178,184 +74,7 @@ def make(
     folder, made_from = preparation.folder, preparation.made_from
     if find(folder, made_from) is None:
         with building(folder, "corpus", made_from, keep_partial=True) as aside:
-            if not (aside / FACTS_FILE).exists():  # the last file written: without it something is missing
-                _Making(preparation, aside, generate, start, progress).all()
+            if not (aside / FACTS_FILE).exists():
+                Making(preparation, aside, generate, start, progress).all()
             blocks.remove_state(aside)
     return PreparedCorpus(folder, folder.name, read_ledger(folder))
-
-
-class _Making:
-    """The making of one corpus in the folder `aside`."""
-
-    def __init__(
-        self,
-        preparation: Preparation,
-        aside: Path,
-        generate: Generate | None,
-        start: StartWorkers[Task, Examined] | None,
-        progress: Progress,
-    ) -> None:
-        self.job, self.aside, self.generate, self.start, self.progress = preparation, aside, generate, start, progress
-        corpus = preparation.corpus
-        contamination = corpus.contamination
-        self.items: ItemIndex | None = None
-        if preparation.items is not None and contamination is not None:
-            self.items = build_index(preparation.items.load(), contamination)
-        (aside / blocks.STATE).mkdir(exist_ok=True)
-        self.engine = self._engine()
-        duplicates = corpus.duplicates
-        near = None if duplicates is None else duplicates.near
-        self.rules = Rules(
-            unicode=corpus.unicode,
-            quality=corpus.quality,
-            near=near,
-            contamination=contamination,
-            items=self.items,
-            held_out_share=Fraction(0) if preparation.held_out else corpus.held_out.share,
-            tokenizer=preparation.tokenizer,
-            engine=self.engine,
-            maximum_unknown=corpus.maximum_unknown_tokens,
-            minimum_bytes_per_token=corpus.minimum_bytes_per_token,
-        )
-        self.seen = Seen(
-            aside / blocks.STATE,
-            self.rules.key_columns,
-            blocks=len(blocks.read_states(aside)),
-            exact=duplicates is not None and duplicates.exact,
-            against=[Path(path) / SEEN_FILE for path in duplicates.against] if duplicates else [],
-        )
-        self.sorter = Sorter(
-            aside,
-            vocabulary_size=preparation.tokenizer.vocabulary_size,
-            sequence_tokens=preparation.sequence_tokens,
-            packing=corpus.packing,
-            block_tokens=corpus.block_tokens,
-            wanted_tokens=preparation.wanted_tokens,
-            seen=self.seen,
-            item_names=self.items.names if self.items is not None else (),
-            action=contamination.action if contamination else "report",
-        )
-
-    def all(self) -> None:
-        """Read and sort everything, then write what is known only at the end."""
-        job, tally = self.job, self.sorter.tally
-        for path in (path for inputs in (*job.training, *job.held_out) for path in inputs.skipped):
-            self.progress.note(f"{path}: not read, its suffix is none of a text's")
-        self.progress.begin(f"preparing {job.section}", job.wanted_tokens, "tokens")
-        if self.sorter.number_of_blocks:
-            self.progress.note(f"going on after {self.sorter.number_of_blocks} finished blocks")
-        try:
-            self._sort_all()
-        except BaseException:
-            self.sorter.abandon()
-            raise
-        self.sorter.finish_block()
-        _refuse_unreadable(tally, self.sorter.fields, job)
-        _refuse_nothing_kept(tally, job)
-        write_held_out(blocks.spills(self.aside, self.sorter.number_of_blocks), self.aside / HELD_OUT_FILE)
-        self.seen.close(self.aside / SEEN_FILE)
-        ledger = tally.close(job.sequence_tokens)
-        ledger.save(self.aside)
-        save_tokenizer(job.tokenizer, self.aside / "tokenizer")
-        facts = {
-            "tokenizer_engine": {"name": self.engine.name, "reason": self.engine.reason},
-            "blocks": self.sorter.number_of_blocks,
-            "packing": job.corpus.packing,
-            "histograms": self.sorter.histograms.as_json(),
-        }
-        write_json(self.aside / FACTS_FILE, facts)
-        if not ledger.held_out.documents:
-            todo = f"raise {job.section}.held_out.share"
-            self.progress.note(f"{job.section}: no document fell into the held-out share; {todo}")
-
-    def _sort_all(self) -> None:
-        """Read, examine and sort until the text or the wanted tokens are at an end."""
-        sorter, pace = self.sorter, Pace(self.sorter.tally)
-        if sorter.is_full:
-            return
-        work = partial(examine, rules=self.rules)
-        with closing(in_order(self._tasks(sorter.position), work, self.start)) as results:
-            for task, examined in results:
-                sorter.take(examined, task.position)
-                tally = sorter.tally
-                if tally.num_unreadable == tally.read.documents >= HOPELESS_RECORDS:
-                    _refuse_unreadable(tally, sorter.fields, self.job)
-                self.progress.advance(tally.kept_tokens, pace.facts(tally))
-                if sorter.is_full:
-                    return
-
-    def _tasks(self, after: Mapping[str, Any] | None) -> Iterator[Task]:
-        """Yield what is to be read: held-out text from elsewhere, the training text, then sampled text."""
-        job = self.job
-        places = [("held_out", n, inputs) for n, inputs in enumerate(job.held_out)]
-        places += [("training", n, inputs) for n, inputs in enumerate(job.training)]
-        begun = after is None
-        for part, number, inputs in places:
-            at = None
-            if not begun and after is not None:
-                if (part, number) != (after["part"], after["source"]):
-                    if after["part"] == "sampled" or part != after["part"] or number < after["source"]:
-                        continue
-                else:
-                    at = after["at"]
-                begun = True
-            fields = Fields(inputs.source.text, inputs.source.group)
-            for chunk, position in read_chunks(inputs, at):
-                yield Task(chunk, fields, part == "held_out", {"part": part, "source": number, "at": position})
-        if job.corpus.self_replay is not None:
-            assert self.generate is not None, "self-replay needs a model to sample from"
-            documents = sampled_documents(job.corpus.self_replay, self.generate, job.tokenizer, job.seed)
-            done = after["at"] if after is not None and after["part"] == "sampled" else 0
-            # Sampling goes from seed to seed, so what was sampled before is sampled again, and passed over.
-            for number, chunk in enumerate(ready_chunks(documents), start=1):
-                if number > done:
-                    position = {"part": "sampled", "source": 0, "at": number}
-                    yield Task(chunk, Fields("text"), False, position)
-
-    def _engine(self) -> Engine:
-        """Choose the tokenizer's engine by the first documents of the text; a restart comes to the same choice."""
-        items = (item for inputs in self.job.training for item in read_source(inputs))
-        texts = (item.text for item in items if isinstance(item, Document))
-        return choose_engine(self.job.tokenizer, list(islice(texts, _SAMPLE_DOCUMENTS)))
-
-
-def _fingerprint_of(folder: Path) -> str:
-    manifest = read_manifest(folder)
-    if manifest is None:
-        todo = "prepare it first, or remove it from duplicates.against"
-        raise UserError("this is not a prepared corpus", str(folder), todo=todo)
-    return manifest.fingerprint
-
-
-def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: Preparation) -> None:
-    """Raise UserError when more records are unreadable than the recipe allows."""
-    limit = job.corpus.maximum_unreadable
-    if tally.num_unreadable <= limit * tally.read.documents:
-        return
-    for source in (*job.corpus.sources, *job.corpus.held_out.sources):
-        if tally.dropped.get(no_field(source.text)) == tally.read:
-            close = nearest(source.text, list(fields)) or next(iter(fields), None)
-            raise UserError(
-                f"no record has the field `{source.text}`",
-                tally.unreadable[0].rpartition(": unreadable")[0],
-                f"fields: {', '.join(fields) or 'none'}",
-                todo=f"name the field that holds the document: `text: {close}`" if close else None,
-            )
-    share = format_share(Fraction(round(1000 * tally.num_unreadable / tally.read.documents), 1000))
-    raise UserError(
-        "too many records cannot be read",
-        "; ".join(tally.unreadable[:5]),
-        f"{tally.num_unreadable:,} of {tally.read.documents:,} ({share})",
-        f"at most {format_share(limit)}",
-        f"mend or remove them, or raise {job.section}.maximum_unreadable; fewer are counted and passed over",
-    )
-
-
-def _refuse_nothing_kept(tally: Tally, job: Preparation) -> None:
-    """Raise UserError, with what dropped the documents, when none is left to train on."""
-    if tally.kept.documents:
-        return
-    where = f"{job.section}.sources: {', '.join(source.path for source in job.corpus.sources)}"
-    todo = f"loosen what dropped them, e.g. {job.section}.quality: none" if tally.dropped else "give more documents"
-    got = "; ".join(tally.losses()) or "no record at all"
-    raise UserError("no document is left to train on", where, got, todo=todo)

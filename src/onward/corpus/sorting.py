@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onward.corpus import blocks
 from onward.corpus.blocks import BlockWriter
-from onward.corpus.documents import EMPTY, Unreadable
+from onward.corpus.documents import WITHOUT_TEXT, Unreadable
 from onward.corpus.duplicates.seen import EXACT, NEAR, OTHER_SIDE, Matches, Seen
 from onward.corpus.examine import Examined
 from onward.corpus.histograms import Histograms
@@ -84,7 +84,7 @@ class Sorter:
             self._sort(examined, slice(begin, end))
             begin = end
         read = count if not self.is_full else begin - 1
-        self._take_unreadable([record for record in examined.unreadable if record.before <= read])
+        self._take_unreadable([record for before, record in examined.unreadable if before <= read])
         self.histograms.merge(examined.histograms)
         self.position = position
         is_long = self._block.read_bytes >= blocks.LARGEST_READ_BYTES
@@ -195,9 +195,10 @@ class Sorter:
         for kind, name in _KINDS.items():
             chosen = self._still_listed(name, rows[kinds == kind])
             ids, sources, excerpts = _chosen(chosen + first, examined.ids, examined.sources, examined.excerpts)
-            earlier = matches.of[chosen] >> 1  # the lowest bit tells the side; below zero: another corpus
-            columns = (numbers[chosen], ids, sources, [name] * len(chosen), earlier, matches.bands[chosen], excerpts)
-            self._block.duplicates.add(*columns)
+            earlier = np.where(matches.of[chosen] < 0, -1, matches.of[chosen] >> 1)  # the lowest bit tells the side
+            kind_of_each = [name] * len(chosen)
+            bands = matches.bands[chosen]
+            self._block.duplicates.add(numbers[chosen], ids, sources, kind_of_each, earlier, bands, excerpts)
 
     def _hold_out(self, examined: Examined, rows: Rows, numbers: Rows) -> None:
         assert self._block is not None
@@ -253,7 +254,7 @@ class Sorter:
             self.tally.drop(record.reason, Count(record.count, 0))
             if len(self._still_listed(record.reason, np.zeros(1, dtype=np.int64))):
                 self._block.dropped.add([-1], [record.where], [record.where], [record.reason], [""])
-            if record.reason != EMPTY:  # an empty text was read without fault; it only has nothing to give
+            if record.reason not in WITHOUT_TEXT:
                 self.tally.num_unreadable += record.count
                 self.tally.name_place(record.where, record.reason)
             if len(self.fields) < _FIELDS_SHOWN:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -41,7 +42,7 @@ class TableWriter:
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
 
-    def add(self, *columns: Sequence[object] | NDArray[np.int64]) -> None:
+    def add(self, *columns: Sequence[object] | NDArray[np.integer[Any]]) -> None:
         """Append rows, column by column in the order of the schema."""
         if len(columns[0]):
             arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]

@@ -1,8 +1,7 @@
 """The step `evaluate`: a model and held-out text in, an artifact of scores out."""
 
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from onward.model.source import ModelSource, describe
 from onward.progress import Progress, Silent
 from onward.recipe import Evaluation
 from onward.recipe.sections import as_path
-from onward.tasks.local import data_fingerprints
+from onward.tasks.questions import item_facts
 
 _METHOD = 1
 """Raised when scores of the same inputs would come out different, so that older ones are not taken for them."""
@@ -30,8 +29,9 @@ def evaluate(
 ) -> Scores:
     """Score a model on held-out text and tasks, into the artifact at `folder`; done before, they are only read.
 
-    held_out: folder of the corpus artifact by name (`domain`, `general`). Raises UserError for a model, task, data
-    folder or item that cannot be scored, and when `folder` holds scores of something else.
+    held_out: folder of the corpus artifact by name (`domain`, `general`); what stands of the tasks' items in these
+    corpora is scored with and without. Raises UserError for a model, task, data folder or item that cannot be
+    scored, and when `folder` holds scores of something else.
     """
     source = model if isinstance(model, ModelSource) else describe(model)
     made_from = scores_made_from(source, evaluation=evaluation, held_out=held_out, seed=seed)
@@ -46,22 +46,33 @@ def scores_made_from(
     model: ModelSource, *, evaluation: Evaluation, held_out: Mapping[str, Path], seed: int
 ) -> dict[str, Any]:
     """Return all that determines the scores of a model, without loading it or the tasks."""
-    tasks: dict[str, Any] = {}
-    if evaluation.tasks:
-        data = None if evaluation.data is None else as_path(evaluation.data)
-        tasks["data"] = "Hub" if data is None else data_fingerprints(evaluation.tasks, data)
-        tasks["lm_eval"] = version("lm_eval")
+    data = None if evaluation.data is None else as_path(evaluation.data)
+    items = item_facts(evaluation.tasks, data, evaluation.limit)
     return {
         "method": _METHOD,
         "model": model.fingerprint,
+        **items,
         "tasks": list(evaluation.tasks),
-        **tasks,
-        "limit": evaluation.limit,
         "held_out": {name: _corpus_fingerprint(path) for name, path in held_out.items()},
         "held_out_tokens": evaluation.held_out_tokens,
         "resamples": evaluation.resamples,
         "seed": seed,
     }
+
+
+def touched_items(corpora: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """Return what was done with the benchmark items found in these corpora, by task and item id.
+
+    An item that was left in one of them is `report`: it was seen in training, whatever was done elsewhere.
+    """
+    from onward.corpus.contamination.table import read_touched
+
+    touched: dict[str, dict[str, str]] = {}
+    for folder in corpora:
+        for (task, item), action in read_touched(folder).items():
+            items = touched.setdefault(task, {})
+            items[item] = "report" if items.get(item) == "report" else action
+    return touched
 
 
 def base_scores_folder(
@@ -112,8 +123,11 @@ def _score(
         )
         texts.append(text)
         rows += new
-    for task_items in items.values():
-        task, new = score_task(model, tokenizer, task_items, batch_tokens=batch_tokens, progress=progress)
+    touched = touched_items(held_out.values())
+    for name, task_items in items.items():
+        task, new = score_task(
+            model, tokenizer, task_items, batch_tokens=batch_tokens, progress=progress, touched=touched.get(name, {})
+        )
         tasks.append(task)
         rows += new
     return Scores(source.name, tuple(texts), tuple(tasks), round(time.monotonic() - started, 3)), rows

@@ -1,29 +1,37 @@
 """Accuracy on benchmark tasks: lm-eval's items through our scoring engine."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onward.errors import UserError
-from onward.evaluation.scores import ItemRow, TaskScore
+from onward.evaluation.scores import ItemRow, TaskScore, WithoutTouched
 from onward.model.score import Scored, context_length, encode_requests, score_continuations
 from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Progress
 from onward.tasks import Item, TaskItems
 
+NOT_TOUCHED: Mapping[str, str] = {}
 _CHUNK = 1024
 """Items encoded at one time: MMLU's 56,168 requests at once would hold 400 MB of token ids."""
 
 
 def score_task(
-    model: Any, tokenizer: LoadedTokenizer, items: TaskItems, *, batch_tokens: int, progress: Progress
+    model: Any,
+    tokenizer: LoadedTokenizer,
+    items: TaskItems,
+    *,
+    batch_tokens: int,
+    progress: Progress,
+    touched: Mapping[str, str] = NOT_TOUCHED,
 ) -> tuple[TaskScore, list[ItemRow]]:
     """Score the items of one task; the choice with the highest log-likelihood is the answer.
 
-    acc and acc_norm, their ties and standard errors follow lm-eval (`ConfigurableTask.process_results`). Raises
+    acc and acc_norm, their ties and standard errors follow lm-eval (`ConfigurableTask.process_results`). touched:
+    what was done with the items that stand in a corpus, by id; the score is given once more without them. Raises
     UserError when a likelihood is not a number, or a choice has no tokens or does not fit the model.
     """
     progress.begin(f"scoring {items.task}", len(items.items), "items")
@@ -33,12 +41,10 @@ def score_task(
     for start in range(0, len(items.items), _CHUNK):
         chunk = items.items[start : start + _CHUNK]
         for item, results in zip(chunk, _score(model, tokenizer, chunk, batch_tokens), strict=True):
-            rows.append(_row(item, results, normalised))
+            rows.append(_row(item, results, normalised, touched.get(item.id)))
             truncated += any(result.truncated for result in results)
         progress.advance(start + len(chunk))
-    subjects = [row.subject for row in rows]
-    correct = np.array([row.correct for row in rows], dtype=np.float64)
-    correct_norm = np.array([row.correct_norm for row in rows], dtype=np.float64) if normalised else None
+    acc, acc_stderr, acc_norm, acc_norm_stderr = _accuracy(rows)
     score = TaskScore(
         task=items.task,
         items=len(rows),
@@ -46,13 +52,35 @@ def score_task(
         items_hash=items.items_hash,
         num_fewshot=items.num_fewshot,
         chance=items.chance,
-        acc=float(correct.mean()),
-        acc_stderr=standard_error(correct, subjects),
-        acc_norm=None if correct_norm is None else float(correct_norm.mean()),
-        acc_norm_stderr=None if correct_norm is None else standard_error(correct_norm, subjects),
+        acc=acc,
+        acc_stderr=acc_stderr,
+        acc_norm=acc_norm,
+        acc_norm_stderr=acc_norm_stderr,
         truncated=truncated,
+        without_touched=without_touched(rows),
     )
     return score, rows
+
+
+def without_touched(rows: Sequence[ItemRow]) -> WithoutTouched | None:
+    """Score a task without the items that stand in a corpus; None when none does."""
+    clean = [row for row in rows if row.touched is None]
+    if len(clean) == len(rows):
+        return None
+    seen = sum(row.touched == "report" for row in rows)
+    scores = _accuracy(clean) if clean else (None, None, None, None)
+    return WithoutTouched(len(rows) - len(clean), seen, len(clean), *scores)
+
+
+def _accuracy(rows: Sequence[ItemRow]) -> tuple[float, float, float | None, float | None]:
+    """Return acc and acc_norm (None where the task has none), each with its standard error."""
+    subjects = [row.subject for row in rows]
+    correct = np.array([row.correct for row in rows], dtype=np.float64)
+    acc, acc_stderr = float(correct.mean()), standard_error(correct, subjects)
+    if any(row.correct_norm is None for row in rows):
+        return acc, acc_stderr, None, None
+    normalised = np.array([row.correct_norm for row in rows], dtype=np.float64)
+    return acc, acc_stderr, float(normalised.mean()), standard_error(normalised, subjects)
 
 
 def standard_error(correct: NDArray[np.float64], subjects: Sequence[str | None]) -> float:
@@ -92,7 +120,7 @@ def _score(
         yield results
 
 
-def _row(item: Item, results: Sequence[Scored], normalised: bool) -> ItemRow:
+def _row(item: Item, results: Sequence[Scored], normalised: bool, touched: str | None) -> ItemRow:
     logprobs = tuple(result.logprob for result in results)
     # argmax takes the first of equals, as lm-eval does; acc_norm divides by characters, not bytes or tokens.
     predicted = int(np.argmax(logprobs))
@@ -109,4 +137,5 @@ def _row(item: Item, results: Sequence[Scored], normalised: bool) -> ItemRow:
         correct=predicted == item.gold,
         correct_norm=None if predicted_norm is None else predicted_norm == item.gold,
         logprobs=logprobs,
+        touched=touched,
     )

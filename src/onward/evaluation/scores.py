@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onward.artifact import write_json
 
@@ -33,11 +33,29 @@ class HeldOutScore:
 
 
 @dataclass(frozen=True)
+class WithoutTouched:
+    """Accuracy on the items of a task that were found in no corpus of the run.
+
+    touched: items left out; seen: those of them whose text was left in the training text (`contamination.action:
+    report`), the others were dropped or cut out. items: those that remain; without any, the scores are None.
+    """
+
+    touched: int
+    seen: int
+    items: int
+    acc: float | None
+    acc_stderr: float | None
+    acc_norm: float | None
+    acc_norm_stderr: float | None
+
+
+@dataclass(frozen=True)
 class TaskScore:
     """Accuracy on a task, as lm-eval computes it.
 
     items: scored; items_total: without the limit. acc_norm divides log-likelihoods by the choices' characters; it is
-    None where lm-eval does not report it. truncated: items whose context did not fit the model.
+    None where lm-eval does not report it. truncated: items whose context did not fit the model. without_touched: the
+    same without items that were found in the text, None when none was.
     """
 
     task: str
@@ -51,6 +69,7 @@ class TaskScore:
     acc_norm: float | None
     acc_norm_stderr: float | None
     truncated: int
+    without_touched: WithoutTouched | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,7 @@ class ItemRow:
 
     task: the task's name, or `held_out:domain`. group: cluster for the bootstrap. predicted_norm and correct_norm:
     by length-normalised log-likelihood, None where lm-eval does not report acc_norm. logprobs: nats per choice.
+    touched: `drop`, `cut` or `report`, what was done with the item's text in a corpus; None when it stood in none.
     """
 
     task: str
@@ -84,6 +104,7 @@ class ItemRow:
     nats: float | None = None
     bytes: int | None = None
     tokens: int | None = None
+    touched: str | None = None
 
 
 def write_scores(folder: Path, scores: Scores, rows: Iterable[ItemRow]) -> None:
@@ -99,14 +120,25 @@ def read_scores(folder: Path) -> Scores:
     """Read the scores of a finished evaluation."""
     content = json.loads((folder / RESULTS).read_bytes())
     held_out = tuple(HeldOutScore(**score) for score in content["held_out"])
-    return Scores(content["model"], held_out, tuple(TaskScore(**task) for task in content["tasks"]), content["seconds"])
+    tasks = tuple(_task_score(**task) for task in content["tasks"])
+    return Scores(content["model"], held_out, tasks, content["seconds"])
+
+
+def _task_score(*, without_touched: dict[str, Any] | None = None, **score: Any) -> TaskScore:
+    """Results of before touched items were known lack them."""
+    return TaskScore(**score, without_touched=None if without_touched is None else WithoutTouched(**without_touched))
 
 
 def read_items(folder: Path) -> "pa.Table":
-    """Read items.parquet: the columns are the fields of ItemRow."""
+    """Read items.parquet: the columns are the fields of ItemRow; one that an older file lacks is empty."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(folder / ITEMS)
+    table = pq.read_table(folder / ITEMS)
+    for field in _schema():
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _schema() -> "pa.Schema":
@@ -127,5 +159,6 @@ def _schema() -> "pa.Schema":
             "nats": pa.float64(),
             "bytes": pa.int64(),
             "tokens": pa.int64(),
+            "touched": pa.string(),
         }
     )

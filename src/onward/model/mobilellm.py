@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.errors import UserError
+from onward.model.difficult_texts import difficult_texts, texts_by_character
 
 if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
     from transformers import LlamaConfig
 
 BOS_ID, EOS_ID = 1, 2
@@ -26,15 +28,6 @@ _KEPT = (
     "rms_norm_eps",
     "hidden_act",
     "initializer_range",
-)
-
-
-_DIFFICULT = (
-    "Plain words, and a number 12,345.",
-    "  two  spaces\tand a tab",
-    "line\n\nline",
-    "na\u00efve caf\u00e9 \u2014 \u201cquoted\u201d",
-    "\u65e5\u672c\u8a9e \U0001f642",
 )
 
 
@@ -90,11 +83,11 @@ def check_tensors(names: set[str], config: "LlamaConfig", folder: Path) -> None:
 def load_sentencepiece(folder: Path) -> Any:
     """Convert the slow sentencepiece tokenizer to a fast one: BOS 1, EOS 2, unknown 0, BOS before a text.
 
-    Raises UserError when the file is missing, or the fast one does not give sentencepiece's own ids on a few
-    difficult strings (as with unigram models, which are not Llama's).
+    Raises UserError when the file is missing, or the fast one does not give sentencepiece's own ids on texts of every
+    kind and on every piece of the vocabulary (as with unigram models, which are not Llama's).
     """
     from sentencepiece import SentencePieceProcessor
-    from tokenizers import normalizers
+    from tokenizers import Tokenizer, normalizers
     from transformers import LlamaTokenizer
 
     path = folder / "tokenizer.model"
@@ -103,14 +96,47 @@ def load_sentencepiece(folder: Path) -> Any:
     fast = LlamaTokenizer.from_pretrained(
         folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=True
     )
-    # Sentencepiece puts its dummy prefix before every text, also one that starts with a space; Metaspace does not.
+    reference = SentencePieceProcessor(model_file=str(path))
     backend = fast.backend_tokenizer
+    # Sentencepiece puts its dummy prefix before every text, also one that starts with a space; Metaspace does not.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
-    reference = SentencePieceProcessor(model_file=str(path))
-    for text in _DIFFICULT:
-        found, expected = fast.encode(text, add_special_tokens=False), reference.encode(text)
-        if found != expected:
-            got = f"{found[:8]} for {text!r}, where sentencepiece gives {expected[:8]}"
-            raise UserError("the tokenizer cannot be converted exactly", str(path), got, "a Llama-style BPE model")
+    backend.model = Tokenizer.from_str(_without_special_merges(backend.to_str(), reference)).model
+    _check_equal(backend.to_str(), reference, path)
     return fast
+
+
+def _without_special_merges(tokenizer_json: str, reference: "SentencePieceProcessor") -> str:
+    """Take out merges whose outcome is no ordinary piece.
+
+    The conversion makes a merge of every two pieces that add up to a third, also of `<s` and `>`: a text that spells
+    out a special token would end itself. Sentencepiece never merges into those.
+    """
+    content = json.loads(tokenizer_json)
+    ids = range(reference.get_piece_size())
+    is_special = (reference.is_control, reference.is_unknown, reference.is_byte)
+    special = {reference.id_to_piece(n) for n in ids if any(test(n) for test in is_special)}
+    merges = content["model"].get("merges") or []
+    content["model"]["merges"] = [merge for merge in merges if "".join(merge) not in special]
+    return json.dumps(content)
+
+
+def _check_equal(tokenizer_json: str, reference: "SentencePieceProcessor", path: Path) -> None:
+    """Raise UserError at the first text on which the fast tokenizer does not give sentencepiece's own ids."""
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_str(tokenizer_json)
+    fast.encode_special_tokens = True  # sentencepiece takes them for ordinary text
+    pieces = [reference.id_to_piece(n) for n in range(reference.get_piece_size())]
+    words = [piece.replace("▁", " ") for piece in pieces]
+    characters = list(texts_by_character().values())
+    lines = [" ".join(some[n : n + 50]) for some in (words, characters) for n in range(0, len(some), 50)]
+    texts = [*difficult_texts(), *lines]
+    encodings = fast.encode_batch_fast(texts, add_special_tokens=False)
+    for text, encoding, expected in zip(texts, encodings, reference.encode(texts), strict=True):
+        if encoding.ids != expected:
+            pairs = zip([*encoding.ids, None], [*expected, None], strict=False)
+            at = next(n for n, (mine, theirs) in enumerate(pairs) if mine != theirs)
+            got = f"{encoding.ids[at : at + 4]} at token {at} of {text[:80]!r}"
+            got += f", where sentencepiece gives {expected[at : at + 4]}"
+            raise UserError("the tokenizer cannot be converted exactly", str(path), got, "a Llama-style BPE model")

@@ -1,16 +1,19 @@
 """A tokenizer as a value: its serialised form and the ids that matter, without transformers in every worker."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onward.artifact import write_json, write_text
 from onward.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_SAVED, _SAVED_IDS = "tokenizer.json", "ids.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,25 @@ def _from_json(text: str, reads_special: bool) -> "Tokenizer":
     tokenizer = Tokenizer.from_str(text)
     tokenizer.encode_special_tokens = not reads_special
     return tokenizer
+
+
+def save_tokenizer(tokenizer: LoadedTokenizer, folder: Path) -> None:
+    """Write a tokenizer into an artifact, to be read without the model: tokenizer.json, which every library reads, and
+    the ids that matter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _SAVED, tokenizer.json)
+    write_json(folder / _SAVED_IDS, {key: value for key, value in asdict(tokenizer).items() if key != "json"})
+
+
+def read_saved_tokenizer(folder: Path) -> LoadedTokenizer:
+    """Read what `save_tokenizer` wrote; raises UserError when it is missing or damaged."""
+    try:
+        ids = json.loads((folder / _SAVED_IDS).read_bytes())
+        return LoadedTokenizer(json=(folder / _SAVED).read_bytes().decode(), **ids)
+    except (OSError, ValueError, TypeError) as error:
+        todo = "prepare the corpus again"
+        raise UserError("the tokenizer of this corpus cannot be read", str(folder), str(error), todo=todo) from error
 
 
 def read_tokenizer(folder: Path) -> LoadedTokenizer:

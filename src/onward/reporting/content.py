@@ -8,7 +8,7 @@ from onward.analysis.difference import BITS_PER_BYTE
 from onward.analysis.wording import percent, task_tally, title
 from onward.recipe import format_seconds, format_tokens
 from onward.reporting.figures import Figure
-from onward.reporting.run_files import CorpusFacts, RunFiles
+from onward.reporting.run_files import RunFiles
 from onward.reporting.summary import StageSummary
 
 NOT_RECORDED = "not recorded"
@@ -34,6 +34,22 @@ class FactList:
 
 
 @dataclass(frozen=True)
+class CorpusSection:
+    """A corpus: its ledgers, figures, tables of what was found, and documents to read (examples).
+
+    role: its name in the run (`domain`), for the anchors of its parts.
+    """
+
+    heading: str
+    role: str
+    ledgers: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    tables: tuple[Table, ...]
+    examples: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Content:
     """The whole report in reading order; HTML and Markdown only dress it."""
 
@@ -47,8 +63,7 @@ class Content:
     run: FactList
     training: Figure | None
     training_notes: tuple[str, ...]
-    ledgers: tuple[Table, ...]
-    ledger_notes: tuple[str, ...]
+    corpora: tuple[CorpusSection, ...]
     checkpoints: Table | None
     environment: FactList
     fingerprints: FactList
@@ -60,7 +75,8 @@ READING_HELP = (
     "with different tokenizers can be compared. Every comparison is of the same documents or questions before and "
     "after. Gained and lost are said only where the 95 % interval of the difference excludes zero and, for tasks, the "
     "exact McNemar test holds after Holm's correction over all task rows (p below 0.05). At chance: neither score can "
-    "be told from guessing. Not distinguishable: the difference may well be zero."
+    "be told from guessing. Not distinguishable: the difference may well be zero. Where questions of a task were found "
+    "in the corpora's text, a second row is without them, and its verdict is the one to go by."
 )
 
 
@@ -80,9 +96,18 @@ def comparison_table(stage: StageSummary) -> Table:
 
 
 def finding_sentences(comparison: Comparison) -> tuple[str, ...]:
-    """Say the text differences and every task that changed, then count the tasks by verdict."""
-    shown = [d for d in comparison.differences if d.metric == BITS_PER_BYTE or d.verdict in ("gained", "lost")]
-    tally = task_tally(comparison.differences)
+    """Say the text differences and every task that changed, then count the tasks by verdict.
+
+    A task some of whose items were found in the text is said and counted without those, and said with them where
+    that gives another verdict.
+    """
+    rows = []
+    for difference in comparison.differences:
+        clean = comparison.clean(difference)
+        rows += [difference] if clean is None or clean.verdict != difference.verdict else []
+        rows += [] if clean is None else [clean]
+    shown = [d for d in rows if d.metric == BITS_PER_BYTE or d.verdict in ("gained", "lost") or d.touched]
+    tally = task_tally([comparison.clean(difference) or difference for difference in comparison.differences])
     return (*map(sentence, shown), *([tally] if tally else []))
 
 
@@ -158,29 +183,6 @@ def training_notes(run: RunFiles, skipped: int) -> tuple[str, ...]:
     if skipped:
         notes.append(f"{skipped} {'step' if skipped == 1 else 'steps'} had no finite loss and are not drawn.")
     return tuple(notes)
-
-
-def ledger_tables(corpus: CorpusFacts) -> tuple[Table, Table]:
-    """Return where every document of a corpus went, and every token of those kept."""
-    ledger = corpus.ledger
-    dropped = [(f"dropped: {rule.replace('_', ' ')}", count) for rule, count in sorted(ledger.dropped.items())]
-    ends = [("read", ledger.read), *dropped, ("dropped: duplicate", ledger.duplicate)]
-    ends += [("dropped: contaminated", ledger.contaminated), ("held out", ledger.held_out), ("kept", ledger.kept)]
-    whole = max(ledger.read.documents, 1)
-    rows = [(name, f"{c.documents:,}", percent(c.documents / whole), f"{c.bytes:,}") for name, c in ends]
-    places = ledger.sequences * ledger.sequence_tokens
-    parts = [("kept", ledger.kept_tokens), ("cut off", ledger.cut_tokens), ("packed", ledger.packed_tokens)]
-    parts += [("padding", ledger.padding_tokens)]
-    parts.append((f"{ledger.sequences:,} sequences of {ledger.sequence_tokens:,}", places))
-    tokens = tuple((name, f"{count:,}", percent(count / max(places, 1))) for name, count in parts)
-    named = title(corpus.role)
-    documents = Table(named, ("documents", "number", "share", "bytes"), (False, True, True, True), tuple(rows))
-    return documents, Table("", ("tokens", "number", "share"), (False, True, True), tokens)
-
-
-def ledger_notes(corpora: Sequence[CorpusFacts]) -> tuple[str, ...]:
-    """Name the first unreadable records of each corpus."""
-    return tuple(f"{title(c.role)}, unreadable: {place}" for c in corpora for place in c.ledger.unreadable)
 
 
 def checkpoint_table(run: RunFiles) -> Table | None:

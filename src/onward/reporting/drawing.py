@@ -62,6 +62,11 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
+def rectangle(x: float, y: float, width: float, height: float, kind: str) -> str:
+    """Return a filled rectangle; x, y: its upper left corner."""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}"/>'
+
+
 def path(points: Iterable[tuple[float, float]], kind: str) -> str:
     """Return an open line through the points."""
     return f'<path d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in points)}" class="{kind}"/>'

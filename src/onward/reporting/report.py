@@ -10,6 +10,7 @@ from onward.progress import Progress, Silent
 from onward.recipe import format_tokens
 from onward.reporting import content
 from onward.reporting.content import Content
+from onward.reporting.corpora import corpus_section
 from onward.reporting.drawing import standalone
 from onward.reporting.figures import WIDE, Figure, ForestRow, forest_figure, loss_figure
 from onward.reporting.markdown import render_markdown
@@ -123,8 +124,7 @@ def _content(
         run=content.run_facts(run),
         training=next((figure for figure in figures if figure.name == "training"), None),
         training_notes=content.training_notes(run, 0 if curve is None else curve.skipped),
-        ledgers=tuple(table for corpus in run.corpora for table in content.ledger_tables(corpus)),
-        ledger_notes=content.ledger_notes(run.corpora),
+        corpora=tuple(map(corpus_section, run.corpora)),
         checkpoints=content.checkpoint_table(run),
         environment=content.environment_facts(run),
         fingerprints=content.fingerprint_facts(run),

@@ -40,8 +40,12 @@ class StageSummary:
 
 
 def summary_rows(comparison: Comparison) -> tuple[SummaryRow, ...]:
-    """Return the differences of a comparison as rows of text: held-out text first, then tasks."""
-    return tuple(_row(difference) for difference in comparison.differences)
+    """Return the differences of a comparison as rows of text: held-out text first, then tasks.
+
+    Below a task some of whose items were found in the text stands the same without those.
+    """
+    pairs = ((difference, comparison.clean(difference)) for difference in comparison.differences)
+    return tuple(_row(difference) for pair in pairs for difference in pair if difference is not None)
 
 
 def _row(difference: Difference) -> SummaryRow:
@@ -51,4 +55,7 @@ def _row(difference: Difference) -> SummaryRow:
     flips = "" if text_row else f"{difference.wrong_to_right:,} / {difference.right_to_wrong:,}"
     p_value = "" if difference.p_adjusted is None else p_text(difference.p_adjusted)
     values = (before, after, change, interval, p_value, f"{difference.items:,}", flips)
-    return SummaryRow(title(difference.name), difference.metric, *values, difference.verdict)
+    measure = title(difference.name)
+    if difference.touched:
+        measure += f" without {difference.touched:,} found in the text"
+    return SummaryRow(measure, difference.metric, *values, difference.verdict)

@@ -1,14 +1,14 @@
 """What the items of a task say in their own words: no prompt template, no examples. A corpus is searched for it."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from onward.errors import UserError
-from onward.tasks.local import Document, benchmark_of
+from onward.tasks.local import Document, benchmark_of, data_fingerprints
 from onward.tasks.parts import parts_of
 
 _MARKERS = re.compile(r"\[.*?\]")
@@ -19,15 +19,26 @@ _MARKERS = re.compile(r"\[.*?\]")
 class Question:
     """The raw text of one item.
 
-    id: the same as that of the scored item. texts: each would give the item away if it stood in a text: a passage,
-    a question alone, a question with its options, a sentence with its right ending. answer: the right answer in
-    words, None where `texts` hold it or where it says nothing of its own (yes and no).
+    id: the same as that of the scored item. texts: each is complete and gives the item away where it stands: a
+    passage, a question with its options, a sentence with its right ending. asked: the question alone, or a sentence
+    to be completed by one of the options; None where `texts` say it all. answer: the right option, None where it
+    says nothing of its own (yes and no).
     """
 
     task: str
     id: str
     texts: tuple[str, ...]
-    answer: str | None
+    asked: str | None = None
+    answer: str | None = None
+
+
+def item_facts(tasks: Iterable[str], data: Path | None, limit: int | None) -> dict[str, Any]:
+    """Return what determines the items of these tasks, without loading one: for the fingerprint of what uses them."""
+    names = list(dict.fromkeys(tasks))
+    if not names:
+        return {"tasks": [], "limit": limit}
+    source = "Hub" if data is None else data_fingerprints(names, data)
+    return {"tasks": names, "limit": limit, "data": source, "lm_eval": version("lm_eval")}
 
 
 def load_questions(tasks: Iterable[str], data: Path | None, limit: int | None) -> dict[str, tuple[Question, ...]]:
@@ -50,12 +61,10 @@ def _questions(task: str, data: Path | None, limit: int | None) -> Iterator[Ques
         for index, document in enumerate(documents):
             name = part.item_id(index)
             try:
-                found = _known(str(benchmark), document) if known else _shown(built, document)
+                yield _known(str(benchmark), task, name, document) if known else _shown(built, task, name, document)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 got = f"{type(error).__name__}: {error}"[:200]
                 raise UserError("an item's text cannot be read", f"{task}, item {name}", got) from error
-            texts, answer = found
-            yield Question(task, name, tuple(filter(None, dict.fromkeys(texts))), answer)
 
 
 _FIELDS = {
@@ -68,49 +77,54 @@ _FIELDS = {
 }
 
 
-def _known(benchmark: str, document: Document) -> tuple[Sequence[str], str | None]:
-    """Return texts and answer of a document of one of the seven tasks, by the fields that the Hub has."""
+def _known(benchmark: str, task: str, name: str, document: Document) -> Question:
+    """Return the text of a document of one of the seven tasks, by the fields that the Hub has."""
     match benchmark:
         case "mmlu":
             question, options = document["question"], document["choices"]
-            return (_joined(question, *options), question), options[int(document["answer"])]
+            return Question(task, name, (_joined(question, *options),), question, options[int(document["answer"])])
         case "ai2_arc":
             question, options = document["question"], document["choices"]["text"]
             right = document["choices"]["label"].index(document["answerKey"])
-            return (_joined(question, *options), question), options[right]
+            return Question(task, name, (_joined(question, *options),), question, options[right])
         case "hellaswag":
             ending = document["endings"][int(document["label"])]
-            return (_MARKERS.sub(" ", _joined(document["ctx_a"], document["ctx_b"], ending)),), None
+            whole = _joined(document["ctx_a"], document["ctx_b"], ending)
+            return Question(task, name, (_MARKERS.sub(" ", whole),))
         case "winogrande":
             before, _, after = document["sentence"].partition("_")
+            right = document[f"option{document['answer']}"]
             # As the benchmark's own file has it, and as the true sentence reads.
-            return (before + after, before + document[f"option{document['answer']}"] + after), None
-        case "boolq":
-            return (document["passage"], document["question"]), None
+            return Question(task, name, (before + after, before + right + after))
+        case "boolq":  # its questions come without the mark that lm-eval's prompt gives them
+            return Question(task, name, (document["passage"],), f"{document['question']}?")
         case _:
-            return (_joined(document["goal"], document["sol2" if int(document["label"]) else "sol1"]),), None
+            right = document["sol2" if int(document["label"]) else "sol1"]
+            return Question(task, name, (_joined(document["goal"], right),))
 
 
-def _shown(built: Any, document: Document) -> tuple[Sequence[str], str | None]:
-    """Return texts and answer of any other task's document: of its own strings those that its prompt shows.
+def _shown(built: Any, task: str, name: str, document: Document) -> Question:
+    """Return the text of any other task's document: of its own strings those that its prompt shows.
 
-    Strings of the document itself (a passage, a question) are texts each; the last in the prompt is taken for the
-    question, and stands once more with the options. Where the prompt shows none, it is itself the text.
+    The last of them in the prompt is taken for the question, those before it for passages. Where the prompt shows
+    none, it is itself the question.
     """
     choices = [str(choice) for choice in built.doc_to_choice(document)]
     if built.multiple_input:  # contexts differ by choice, as in WinoGrande: the right one with what follows
-        return (_joined(choices[int(built.doc_to_text(document))], str(built.doc_to_target(document))),), None
+        right = choices[int(built.doc_to_text(document))]
+        return Question(task, name, (_joined(right, str(built.doc_to_target(document))),))
     prompt = str(built.doc_to_text(document))
     own = [value.strip() for value in document.values() if isinstance(value, str)]
-    inner = [value.strip() for value in document.values() if not isinstance(value, str) for value in _strings(value)]
-    shown = sorted({value for value in own if value and value in prompt and value not in choices}, key=prompt.rfind)
-    if not any(choice.strip() in chain(own, inner) for choice in choices):  # letters: the prompt shows the options
-        options = [value for value in inner if value and value in prompt]
+    inner = [text.strip() for value in document.values() if not isinstance(value, str) for text in _strings(value)]
+    shown = sorted({text for text in own if text and text in prompt and text not in choices}, key=prompt.rfind)
+    if not any(choice.strip() in (*own, *inner) for choice in choices):  # letters: the prompt shows the options
+        options = [text for text in inner if text and text in prompt]
         choices = options if len(options) == len(choices) else []
     target = built.doc_to_target(document)
     answer = choices[target] if isinstance(target, int) and 0 <= target < len(choices) else None
     answer = target if isinstance(target, str) and target in choices else answer
-    return (*shown, _joined(shown[-1] if shown else prompt, *choices)), answer
+    *passages, asked = shown or [prompt]
+    return Question(task, name, (*passages, _joined(asked, *choices)), asked, answer)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -26,8 +26,9 @@ def train(
     """Train to the end of `until_stage` (from 1; None: the last), resuming from the newest checkpoint.
 
     domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
-    while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises UserError when an input differs
-    from those the run was started with, Interrupted after a signal, once the state is saved.
+    while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises
+    UserError when an input differs from those the run was started with, Interrupted after a signal, once the state is
+    saved.
     """
     stages = stages_of(training, seed, run_folder)
     due = stages[:until_stage]

@@ -1,90 +1,58 @@
 """Exact duplicates and the held-out split: both are functions of a hash of the normalised text."""
 
-import unicodedata
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
+from math import ceil
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
+
+from onward.corpus.text.batch import TextBatch
 
 
-def normalise(text: str) -> str:
-    """Return the text as duplicates see it: NFC, lower case, every run of white space one space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    return " ".join(text.lower().split())
+def digests(normal: TextBatch) -> NDArray[np.uint64]:
+    """Return the low 64 bits of the xxh3-128 of every normalised document, 1 where they are 0 (which means no key).
+
+    Among 100 million different texts two share a digest with a probability of 1 in 3,700.
+    """
+    text, ends = normal.buffer.data, normal.starts.tolist()
+    digest = xxhash.xxh3_128_digest
+    joined = b"".join([digest(text[begin:end]) for begin, end in pairwise(ends)])
+    low = np.frombuffer(joined, dtype=">u8")[1::2].astype(np.uint64)  # the canonical form is big-endian
+    low[low == 0] = 1
+    return low
 
 
-def digest(normalised: str) -> int:
-    """Return the xxh3-128 of a normalised text."""
-    return xxhash.xxh3_128_intdigest(normalised.encode())
+def split_hashes(normal: TextBatch, groups: Sequence[str | None]) -> NDArray[np.uint64]:
+    """Return the 64-bit hash that decides every document's side: xxh3-64 of its group, else of its normalised text."""
+    text, ends = normal.buffer.data, normal.starts.tolist()
+    digest = xxhash.xxh3_64_intdigest
+    hashes = [
+        digest(text[begin:end] if group is None else group.encode())
+        for (begin, end), group in zip(pairwise(ends), groups, strict=True)
+    ]
+    return np.array(hashes, dtype=np.uint64)
+
+
+def held_out_flags(hashes: NDArray[np.uint64], share: Fraction | float) -> NDArray[np.bool_]:
+    """Return which hashes fall into the held-out share: those below share x 2^64, compared exactly.
+
+    The hashes are uniform over 64 bits, so the choice needs no state: a document's side stays the same however the
+    corpus grows or is ordered.
+    """
+    threshold = ceil(Fraction(share) * 2**64)  # an integer is below a fraction when it is below the next integer
+    if threshold >= 2**64:
+        return np.ones(len(hashes), dtype=np.bool_)
+    return hashes < np.uint64(max(threshold, 0))
 
 
 def split_hash(key: str) -> int:
-    """Return the 64-bit hash that decides the side of the held-out split; key: group value, else normalised text."""
+    """Return the hash of one group or normalised text, as `split_hashes` does."""
     return xxhash.xxh3_64_intdigest(key.encode())
 
 
 def is_held_out(key: str, share: Fraction | float) -> bool:
-    """Whether a key falls into the held-out share: its hash is uniform over 64 bits, so the choice needs no state.
-
-    A document's side therefore stays the same however the corpus grows or is ordered.
-    """
+    """Return whether one group or normalised text falls into the held-out share, as `held_out_flags` says."""
     return split_hash(key) < share * 2**64
-
-
-class DigestSet:
-    """A set of 128-bit digests in 21 to 43 bytes each (a Python set of them takes above 100).
-
-    Open addressing with linear probing over one flat array, at most 3/4 full; the digests are uniform already, so
-    their low bits are the slot.
-    """
-
-    def __init__(self, slots: int = 1 << 12) -> None:
-        assert slots & (slots - 1) == 0, "a power of two, so that a mask finds the slot"
-        self._size = 0
-        self._allocate(slots)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __contains__(self, value: int) -> bool:
-        return self._table[self._slot(value)] != 0
-
-    def add(self, value: int) -> bool:
-        """Add a digest; return whether it is new."""
-        slot = self._slot(value)
-        if self._table[slot]:
-            return False
-        self._table[slot], self._table[slot + 1] = _halves(value)
-        self._size += 1
-        if self._size * 4 > (self._mask + 1) * 3:
-            self._grow()
-        return True
-
-    def _allocate(self, slots: int) -> None:
-        self._mask = slots - 1
-        # A memoryview reads one element three times faster than the array itself; zeros touch no memory yet.
-        self._table: memoryview[int] = np.zeros(2 * slots, dtype=np.uint64).data
-
-    def _slot(self, value: int) -> int:
-        """Return twice the slot that holds the digest or, when it is absent, the free one that would."""
-        table, mask = self._table, self._mask
-        low, high = _halves(value)
-        slot = low & mask
-        while (found := table[2 * slot]) and not (found == low and table[2 * slot + 1] == high):
-            slot = (slot + 1) & mask
-        return 2 * slot
-
-    def _grow(self) -> None:
-        old = self._table
-        self._allocate(2 * (self._mask + 1))
-        for at in range(0, len(old), 2):
-            if old[at]:
-                low, high = old[at], old[at + 1]
-                slot = self._slot(high << 64 | low)
-                self._table[slot], self._table[slot + 1] = low, high
-
-
-def _halves(value: int) -> tuple[int, int]:
-    """Split a digest; a low half of zero marks a free slot, so the one digest in 2**64 that has it becomes one."""
-    return (value & 0xFFFF_FFFF_FFFF_FFFF) or 1, value >> 64

@@ -14,6 +14,7 @@ READ_BYTES = 1 << 18
 OUTPUT_BYTES = 1 << 20
 MAXIMUM_WINDOW_BYTES = 1 << 27
 """zstd keeps so much decompressed content at hand; its own tools take no more either unless they are told to."""
+_RUN_LENGTH, _HAS_CHECKSUM = 1, 4
 
 Block = tuple[int, bytes]
 """Offset of the frame in the stored file, and decompressed bytes of it: at most a megabyte, never of two frames."""
@@ -47,15 +48,25 @@ class _Stored:
         self.offset += len(piece)
         return piece
 
-    def take(self, size: int) -> bytes:
+    def take(self, size: int) -> memoryview:
         """Return exactly so many bytes; raises Unfit when the file ends before."""
+        taken = self.see(size)
+        self._at += size
+        self.offset += size
+        return taken
+
+    def see(self, size: int) -> memoryview:
+        """Return the bytes that `take` will return."""
         while len(self._held) - self._at < size:
             if not (piece := self._raw.read(max(READ_BYTES, size))):
                 raise Unfit(TRUNCATED)
             self._held, self._at = self._held[self._at :] + piece, 0
-        self._at += size
-        self.offset += size
-        return self._held[self._at - size : self._at]
+        return memoryview(self._held)[self._at : self._at + size]
+
+    def pass_over(self, size: int) -> None:
+        """Leave out so many bytes."""
+        while size:
+            size -= len(self.take(min(size, READ_BYTES)))
 
     def give_back(self, piece: bytes) -> None:
         """Take back what was not needed of the last `more`."""
@@ -108,43 +119,41 @@ def _zstd(raw: IO[bytes], offset: int) -> Iterator[Block]:
     stored = _Stored(raw, offset)
     while stored.has_more():
         frame = stored.offset
-        magic = stored.take(4)
+        magic = bytes(stored.take(4))
         if magic[1:] == b"\x2a\x4d\x18" and magic[0] & 0xF0 == 0x50:  # a skippable frame holds no content
-            for _ in range(left := int.from_bytes(stored.take(4), "little")):
-                left -= len(stored.take(min(left, READ_BYTES)))
-                if not left:
-                    break
+            stored.pass_over(int.from_bytes(stored.take(4), "little"))
             continue
         if magic != zstandard.FRAME_HEADER:
             raise Unfit(DAMAGED)
-        descriptor = stored.take(1)
-        header = stored.take(_header_bytes(descriptor[0]))
-        if not descriptor[0] & 0x20 and _window_bytes(header[0]) > MAXIMUM_WINDOW_BYTES:
+        descriptor = stored.take(1)[0]
+        header = bytes(stored.take(_header_bytes(descriptor)))
+        if _window_bytes(descriptor, header) > MAXIMUM_WINDOW_BYTES:
             raise Unfit(WIDE_WINDOW)
         decompress = zstandard.ZstdDecompressor(max_window_size=MAXIMUM_WINDOW_BYTES).decompressobj().decompress
         try:
-            block, is_last = decompress(magic + descriptor + header), False
+            decompress(magic + bytes([descriptor]) + header)
+            is_last = False
             while not is_last:
-                head = stored.take(3)
-                facts = int.from_bytes(head, "little")
+                facts = int.from_bytes(stored.see(3), "little")
                 is_last, kind, size = bool(facts & 1), facts >> 1 & 3, facts >> 3
-                body = stored.take(1 if kind == 1 else size)
-                checksum = stored.take(4) if is_last and descriptor[0] & 4 else b""
-                if block := decompress(head + body):
+                if block := decompress(stored.take(3 + (1 if kind == _RUN_LENGTH else size))):
                     yield frame, block
-                if checksum:
-                    decompress(checksum)
+            if descriptor & _HAS_CHECKSUM:
+                decompress(stored.take(4))
         except zstandard.ZstdError:
             raise Unfit(DAMAGED) from None
 
 
 def _header_bytes(descriptor: int) -> int:
     """Return how long a frame header is after its first byte: window, dictionary and content size."""
-    is_single = bool(descriptor & 0x20)
-    size = (int(is_single), 2, 4, 8)[descriptor >> 6]
-    return int(not is_single) + (0, 1, 2, 4)[descriptor & 3] + size
+    is_single = descriptor >> 5 & 1
+    return 1 - is_single + (0, 1, 2, 4)[descriptor & 3] + (is_single, 2, 4, 8)[descriptor >> 6]
 
 
-def _window_bytes(descriptor: int) -> int:
-    base = 1 << (10 + (descriptor >> 3))
-    return base + (base >> 3) * (descriptor & 7)
+def _window_bytes(descriptor: int, header: bytes) -> int:
+    """Return what the decompressor must keep: the whole content where a frame is a single segment."""
+    if descriptor >> 5 & 1:
+        size = header[(0, 1, 2, 4)[descriptor & 3] :]
+        return int.from_bytes(size, "little") + (256 if len(size) == 2 else 0)
+    base = 1 << (10 + (header[0] >> 3))
+    return base + (base >> 3) * (header[0] & 7)

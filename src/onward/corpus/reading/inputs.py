@@ -1,5 +1,6 @@
 """Inputs: a source of the recipe and the files it stands for, each with what tells that it changed."""
 
+import codecs
 import sys
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ class Inputs:
     def fields(self) -> Fields:
         """Which fields of its records are read."""
         return Fields(self.source.text, self.source.group)
+
+    @property
+    def encoding(self) -> str | None:
+        """The encoding of its files as Python calls it; None for UTF-8, or what the files show themselves."""
+        encoding: str | None = getattr(self.source, "encoding", None)
+        name = None if encoding is None else codecs.lookup(encoding).name
+        return None if name in ("utf-8", "utf-8-sig", "ascii") else name
 
     def facts(self) -> dict[str, str]:
         """Return what the content depends on: size and version by file, or the versions behind a builtin."""

@@ -4,9 +4,11 @@ The reading process opens, decompresses and cuts; it parses nothing, because it 
 piece therefore holds bytes, and the numbers that turn into `path:line` if something in it cannot be read.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from onward.corpus.documents import Document, Item
+from onward.corpus.documents import Document, Item, Unreadable
 
 CHUNK_BYTES = 2_000_000
 """Raw bytes of a piece: a tenth of a second of work at 20 MB/s, long against the millisecond that sending it costs."""
@@ -32,7 +34,7 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a table. first: number of the first. content: one record batch as an Arrow stream, needed columns only."""
+    """Rows of a table. first: number of the first. content: a record batch of needed columns as an Arrow stream."""
 
     path: str
     first: int
@@ -99,3 +101,39 @@ def size_of(piece: Piece) -> int:
     if isinstance(piece, Given):
         return sum(len(item.text) for item in piece.items if isinstance(item, Document))
     return len(piece.content)
+
+
+Cut = Iterator[tuple[Piece, Position]]
+"""Pieces of a file, each with the position after it."""
+
+
+def failed(where: str, reason: str, start: Position) -> tuple[Piece, Position]:
+    """Return what stands for the rest of a file that cannot be read; reading goes on with the next file."""
+    return Given((Unreadable(where, reason),)), Position(start.file + 1)
+
+
+class Bad(NamedTuple):
+    """A line or row without a usable text, before it is counted together with those around it."""
+
+    number: int
+    reason: str
+    fields: tuple[str, ...] = ()
+
+
+def together(entries: Iterable[Item | Bad], where: Callable[[int], str]) -> Iterator[Item]:
+    """Yield documents, and bad lines or rows that follow each other for the same reason as one Unreadable."""
+    first: Bad | None = None
+    count = 0
+    for entry in entries:
+        if first is not None:
+            if isinstance(entry, Bad) and entry.reason == first.reason and entry.number == first.number + count:
+                count += 1
+                continue
+            yield Unreadable(where(first.number), first.reason, first.fields, count)
+            first = None
+        if isinstance(entry, Bad):
+            first, count = entry, 1
+        else:
+            yield entry
+    if first is not None:
+        yield Unreadable(where(first.number), first.reason, first.fields, count)

@@ -2,38 +2,22 @@
 
 import glob
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import file_hash
-from onward.corpus.documents import Document, Fields, Item
+from onward.corpus.documents import Item
 from onward.corpus.reading import builtin
-from onward.corpus.reading.readers import SUFFIXES, read_file, suffix_of
-from onward.corpus.reading.streams import InputFile, patiently
+from onward.corpus.reading.chunks import items_in, read_chunks
+from onward.corpus.reading.formats import SUFFIXES, require_packages, suffix_of
+from onward.corpus.reading.inputs import InputFile, Inputs
+from onward.corpus.reading.remote import patiently, pinned, without_commit
 from onward.errors import UserError, nearest
 from onward.recipe import Source
 
+__all__ = ["InputFile", "Inputs", "find_inputs", "read_source"]
+
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "sha256", "mtime", "LastModified", "last_modified", "created")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A source and the files it stands for, in reading order. skipped: files of its folders that no reader knows."""
-
-    source: Source
-    files: tuple[InputFile, ...]
-    skipped: tuple[str, ...] = ()
-
-    def facts(self) -> dict[str, str]:
-        """Return what the content depends on: size and version by file, or the versions behind a builtin."""
-        if self.source.path == builtin.PYTHON_DOCS:
-            return {self.source.path: f"{sys.implementation.name} {sys.version.split()[0]}"}
-        if self.source.path == builtin.GENERAL_TEXT:
-            return {self.source.path: file_hash(builtin.general_text())}
-        return {file.path: f"{file.size_bytes} bytes, {file.version}" for file in self.files}
 
 
 def find_inputs(source: Source) -> Inputs:
@@ -49,21 +33,14 @@ def find_inputs(source: Source) -> Inputs:
         suffixes = sorted({"".join(Path(path).suffixes[-2:]) or "no suffix" for path in skipped})
         got = f"{len(skipped)} file{'s' * (len(skipped) > 1)} ({', '.join(suffixes[:5])})"
         raise UserError("no file here can be read as text", source.path, got, SUFFIXES)
+    require_packages([file.path for file in files])
     return Inputs(source, files, skipped)
 
 
 def read_source(inputs: Inputs) -> Iterator[Item]:
-    """Yield the documents of a source, file by file."""
-    if inputs.source.path == builtin.PYTHON_DOCS:
-        yield from builtin.python_docs()
-        return
-    fields = Fields(inputs.source.text, inputs.source.group)
-    for file in inputs.files:
-        for item in read_file(file, fields):
-            if isinstance(item, Document) and inputs.source.path.startswith(builtin.PREFIX):
-                # A packaged file lies elsewhere on every machine; its documents are named after the builtin.
-                item = replace(item, source=inputs.source.path)
-            yield item
+    """Yield the documents of a source one after the other, in this process."""
+    for chunk, _ in read_chunks(inputs):
+        yield from items_in(chunk, inputs.fields)
 
 
 def _builtin(source: Source) -> Inputs:
@@ -110,12 +87,13 @@ def _describe(path: str) -> InputFile:
 
 
 def _remote(url: str) -> list[InputFile]:
-    """Files behind an fsspec URL (`hf://datasets/...`, `s3://...`): a file, a folder or a glob."""
+    """Files behind an fsspec URL (`hf://datasets/...`, `s3://...`, `https://...`): a file, a folder or a glob."""
     import fsspec
 
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
-        found = patiently(lambda: _list_remote(filesystem, path), url)
+        at = patiently(lambda: pinned(filesystem, path), url)
+        found = patiently(lambda: _list_remote(filesystem, at), url)
     except ImportError as error:
         raise UserError("this kind of path needs one more package", url, todo=str(error)) from None
     except (FileNotFoundError, PermissionError, ValueError) as error:
@@ -124,7 +102,7 @@ def _remote(url: str) -> list[InputFile]:
     if not found:
         raise UserError("there is no such remote file or folder", url)
     visible = {name: facts for name, facts in found.items() if "/." not in name}
-    return [_describe_remote(filesystem.unstrip_protocol(name), facts) for name, facts in sorted(visible.items())]
+    return [_describe_remote(filesystem, name, facts) for name, facts in sorted(visible.items())]
 
 
 def _list_remote(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
@@ -138,6 +116,10 @@ def _list_remote(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
     return inside
 
 
-def _describe_remote(url: str, facts: dict[str, Any]) -> InputFile:
+def _describe_remote(filesystem: Any, name: str, facts: dict[str, Any]) -> InputFile:
     version = next((str(facts[key]) for key in _VERSION_KEYS if facts.get(key) is not None), None)
-    return InputFile(url, facts.get("size"), version)
+    address = filesystem.unstrip_protocol(name)
+    # The commit stays out of the path and the version, which name the content: another commit of the data set that
+    # left this file alone does not make another corpus.
+    path = without_commit(address)
+    return InputFile(path, facts.get("size"), version, None if path == address else address)

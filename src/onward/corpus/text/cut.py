@@ -1,5 +1,8 @@
 """Where words begin and end: the rule that `words.py` describes, over bytes."""
 
+from dataclasses import dataclass
+from functools import cache
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -21,9 +24,23 @@ from onward.corpus.text.characters import (
     code_point_before,
     flags,
     flags_of,
+    read_only,
 )
 
-Cuts = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]
+PIECES = 1024
+IS_SPACE, IS_OTHER, IS_FOREIGN = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where words are. begin, end: int32[words], bytes of the buffer. plain: uint8[words], 1 where a word is known to
+    be of ASCII letters alone. starts: int64[documents + 1], the first word of every document.
+    """
+
+    begin: NDArray[np.int32]
+    end: NDArray[np.int32]
+    plain: NDArray[np.uint8]
+    starts: NDArray[np.int64]
 
 _ABBREVIATIONS = """
 Mr. Mrs. Ms. Dr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. Jr. St. Mt. Inc. Ltd. Co. co. Corp. Bros. vs. v.s. e.g.
@@ -57,63 +74,108 @@ _WHOLE, _UNIT = _lookup(_ABBREVIATIONS), _lookup(_UNITS)
 
 
 def cut_words(batch: TextBatch) -> Cuts:
-    """Return the first byte and the byte behind every word (int32), and the first word of every document (int64)."""
+    """Cut every document of a batch into words."""
     size = len(batch.buffer)
+    scratch = (*(np.empty(PIECES, dtype=np.int32) for _ in range(2)), np.empty(PIECES, dtype=np.uint8))
+    starts = np.zeros(len(batch.starts), dtype=np.int64)
     capacity = size // 3 + 1024  # English has a word in five bytes; a text of symbols has more, and is cut again
-    first = np.zeros(len(batch.starts), dtype=np.int64)
     while True:
         begin, end, stack = (np.empty(capacity, dtype=np.int32) for _ in range(3))
-        count = _cut(batch.buffer, batch.starts, flags(), _WHOLE, _UNIT, begin, end, stack, first)
+        plain = np.empty(capacity, dtype=np.uint8)
+        words = (begin, end, plain, stack, starts)
+        count = _cut(read_only(batch.buffer), batch.starts, flags(), _bytes(), _WHOLE, _UNIT, *scratch, *words)
         if count >= 0:
-            return begin[:count], end[:count], first
+            return Cuts(begin[:count], end[:count], plain[:count], starts)
         capacity = min(2 * capacity, size)
 
 
+@cache
+def _bytes() -> NDArray[np.uint8]:
+    """Return what a byte is: 0 a letter, IS_SPACE, IS_OTHER, or IS_FOREIGN (part of a character beyond ASCII)."""
+    table = np.full(256, IS_FOREIGN, dtype=np.uint8)
+    what = flags()[:128]
+    table[:128] = np.where(what & LETTER, 0, np.where(what & SPACE, IS_SPACE, IS_OTHER))
+    return table
+
+
 @njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _cut(buffer, starts, table, whole, units, begin, end, stack, first):  # type: ignore[no-untyped-def]
+def _cut(buffer, starts, table, bytes_table, whole, units, lows, highs, kinds, begin, end, plain, stack, first):  # type: ignore[no-untyped-def]
     """Return the number of words, -1 where they are more than there is room for."""
-    capacity = len(begin)
     count = 0
     for document in range(len(starts) - 1):
         at, stop = starts[document], starts[document + 1]
         while at < stop:
-            low = at
-            while at < stop and buffer[at] < 0x80 and table[buffer[at]] & LETTER:
-                at += 1
-            blank = _blank(buffer, at, stop, table)
-            high = at
-            if blank == 0:
-                while blank == 0:
-                    high += 1
-                    blank = _blank(buffer, high, stop, table)
-                if count + high - low > capacity:
+            pieces, at = _pieces(buffer, at, stop, bytes_table, lows, highs, kinds)
+            for piece in range(pieces):
+                low, high, kind = np.int64(lows[piece]), np.int64(highs[piece]), kinds[piece]
+                if count + high - low > len(begin):
                     return -1
-                count = _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count)
-            elif high > low:
-                if count == capacity:
-                    return -1
-                begin[count], end[count] = low, high
-                count += 1
-            at = high + blank
+                if kind == 0:
+                    begin[count], end[count], plain[count] = low, high, 1
+                    count += 1
+                    continue
+                letters = low
+                while bytes_table[buffer[letters]] == 0:
+                    letters += 1
+                if letters == high - 1 and letters > low and _ends_plainly(buffer, low, letters, table):
+                    begin[count], end[count], plain[count] = low, letters, 1
+                    begin[count + 1], end[count + 1], plain[count + 1] = letters, high, 0
+                    count += 2
+                    continue
+                before = count
+                while low < high:
+                    rest = _blank_or_end(buffer, low, high, table) if kind & IS_FOREIGN else high
+                    count = _cut_piece(buffer, low, rest, table, whole, units, begin, end, stack, count)
+                    low = rest if rest == high else rest + code_point(buffer, rest)[1]
+                for word in range(before, count):
+                    plain[word] = 0
         first[document + 1] = count
     return count
 
 
-@njit(cache=True, inline="always", _nrt=False)  # type: ignore[untyped-decorator]
-def _blank(buffer, at, stop, table):  # type: ignore[no-untyped-def]
-    """Bytes of white space at `at` (the end of the document counts as one), 0 where there is none."""
-    if at >= stop:
-        return 1
-    byte = buffer[at]
-    if byte < 0x80:
-        return 1 if table[byte] & SPACE else 0
-    if byte < 0xC2 or byte > 0xE3:  # no white space begins with these
-        return 0
-    code, size = code_point(buffer, at)
-    return size if flags_of(code, table) & SPACE else 0
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _ends_plainly(buffer, low, letters, table):  # type: ignore[no-untyped-def]
+    """Whether the only character behind letters is cut off: the usual case, decided without looking further."""
+    last = buffer[letters]
+    if last == ord("."):  # no abbreviation has seven letters
+        return letters - low > 6 and table[buffer[letters - 1]] & LOWER
+    return last < 0x80 and table[last] & EDGE
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _blank_or_end(buffer, low, high, table):  # type: ignore[no-untyped-def]
+    """Return where the next white space begins, which is beyond ASCII here, or the end."""
+    while low < high:
+        code, size = code_point(buffer, low)
+        if size > 1 and flags_of(code, table) & SPACE:
+            break
+        low += size
+    return low
+
+
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _pieces(buffer, at, stop, bytes_table, lows, highs, kinds):  # type: ignore[no-untyped-def]
+    """Find the next pieces between blanks; return their number and where to go on.
+
+    The loop has no branch but its end: guessing where words end costs more than writing every byte down.
+    """
+    count, low, kind, inside = 0, at, np.uint8(0), 0
+    while at < stop and count < len(lows) - 1:
+        what = bytes_table[buffer[at]]
+        is_space = what & IS_SPACE
+        lows[count], highs[count], kinds[count] = low, at, kind
+        count += inside & is_space
+        low = at + 1 if is_space else low
+        kind = np.uint8(0) if is_space else np.uint8(kind | what)
+        inside = 1 - is_space
+        at += 1
+    if at == stop and inside:
+        lows[count], highs[count], kinds[count] = low, at, kind
+        count += 1
+    return count, at
+
+
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _is_among(buffer, low, high, words):  # type: ignore[no-untyped-def]
     """Whether these bytes are one of the words of a lookup."""
     if high - low > 8 or high == low:
@@ -129,7 +191,7 @@ def _is_among(buffer, low, high, words):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count):  # type: ignore[no-untyped-def]
     """Cut what stands between white space; return the new number of words."""
     depth = 0
@@ -165,7 +227,7 @@ def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count)
     return count
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _stays_whole(buffer, low, high, whole):  # type: ignore[no-untyped-def]
     """An abbreviation, or an initial in small letters with its period."""
     if high - low == 2 and buffer[high - 1] == ord(".") and ord("a") <= buffer[low] <= ord("z"):
@@ -173,7 +235,7 @@ def _stays_whole(buffer, low, high, whole):  # type: ignore[no-untyped-def]
     return _is_among(buffer, low, high, whole)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _prefix(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Bytes to cut off at the beginning, 0 for none."""
     code, size = code_point(buffer, low)
@@ -187,7 +249,7 @@ def _prefix(buffer, low, high, table):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _periods(buffer, low, high):  # type: ignore[no-untyped-def]
     at = low
     while at < high and buffer[at] == ord("."):
@@ -195,7 +257,7 @@ def _periods(buffer, low, high):  # type: ignore[no-untyped-def]
     return at - low
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _suffix(buffer, low, high, table, units):  # type: ignore[no-untyped-def]
     """Bytes to cut off at the end, 0 for none."""
     code, size = code_point_before(buffer, high)
@@ -235,7 +297,7 @@ def _suffix(buffer, low, high, table, units):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _contraction(buffer, low, high):  # type: ignore[no-untyped-def]
     """Bytes of n't, 'll, 're, 've, 'd, 'm at the end, 0 for none."""
     for letters in range(1, 3):
@@ -257,7 +319,7 @@ def _contraction(buffer, low, high):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _cut_middle(buffer, low, high, table, whole, begin, end, count):  # type: ignore[no-untyped-def]
     """Cut inside what is left between prefixes and suffixes; return the new number of words."""
     start = at = low
@@ -286,7 +348,7 @@ def _cut_middle(buffer, low, high, table, whole, begin, end, count):  # type: ig
     return count
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[no-untyped-def]
     """Bytes of the word that cuts the middle of a piece in two at `at`, 0 for none."""
     if what & ICON or code == 0x2026:
@@ -321,7 +383,7 @@ def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[n
     return 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _is_address(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Whether this is [scheme://] [user@] host.tld [:port] [/path], with a small-letter tld of at least two."""
     at = low
@@ -338,7 +400,7 @@ def _is_address(buffer, low, high, table):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
 def _is_host(buffer, low, high, table):  # type: ignore[no-untyped-def]
     at = low
     label = low

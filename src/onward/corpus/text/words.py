@@ -25,13 +25,14 @@ from onward.corpus.text.characters import (
     NUMERAL,
     PUNCTUATION,
     SENTENCE_END,
-    UPPER,
     code_point,
     flags,
     flags_of,
     lower_case,
+    read_only,
 )
 from onward.corpus.text.cut import cut_words
+from onward.corpus.text.hashing import SEED, SMALL, eight_bytes, in_eights, mixed
 
 SYMBOLS, NUMBER, LETTERS = 0, 1, 2
 """Kinds of words: without any letter or digit; with a digit and no letter; with a letter."""
@@ -46,7 +47,7 @@ class Words:
 
     begin, end: int32[words], bytes of the batch's buffer. characters: int32[words], code points. exact: uint64[words],
     hash of the word as written. folded: uint64[words], hash of its letters, digits and marks in lower case (0 for
-    SYMBOLS). kind: uint8[words]. marks: uint8[words], IS_PUNCTUATION and so on. starts: int64[documents + 1], the words
+    SYMBOLS). kind: uint8[words]. marks: uint8[words], bits. starts: int64[documents + 1], the words
     of document n are [starts[n], starts[n + 1]).
     """
 
@@ -62,50 +63,67 @@ class Words:
 
 def split_words(batch: TextBatch) -> Words:
     """Cut every document of a batch into words; a word never crosses from one document to the next."""
-    begin, end, starts = cut_words(batch)
-    return Words(begin, end, *_describe(batch.buffer, begin, end, flags(), lower_case()), starts)
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _describe(buffer, begin, end, table, lower):  # type: ignore[no-untyped-def]
-    """Hash, measure and classify every word."""
-    number = len(begin)
+    cuts = cut_words(batch)
+    number = len(cuts.begin)
     characters = np.empty(number, dtype=np.int32)
-    exact = np.empty(number, dtype=np.uint64)
-    folded = np.empty(number, dtype=np.uint64)
-    kind = np.empty(number, dtype=np.uint8)
-    marks = np.empty(number, dtype=np.uint8)
-    seed, factor = np.uint64(0x243F6A8885A308D3), np.uint64(0x9E3779B97F4A7C15)
-    shift = np.uint64(32)
-    for word in range(number):
-        at, stop = begin[word], end[word]
-        written, lowered, length = seed, seed, 0
-        some, every = np.uint16(0), np.uint16(0xFFFF)
-        while at < stop:
-            byte = buffer[at]
-            length += 1
-            if byte < 0x80:
-                what = table[byte]
-                written = (written ^ np.uint64(byte)) * factor
-                if what & (LETTER | NUMERAL):
-                    lowered = (lowered ^ np.uint64(byte | 0x20 if what & UPPER else byte)) * factor
-                at += 1
-            else:
-                code, size = code_point(buffer, at)
-                what = flags_of(code, table)
-                written = (written ^ np.uint64(code)) * factor
-                if what & (LETTER | NUMERAL):
-                    lowered = (lowered ^ np.uint64(lower[code] if code < len(lower) else code)) * factor
-                at += size
-            some |= what
-            every &= what
-        characters[word] = length
-        exact[word] = written ^ (written >> shift)
-        kind[word] = 2 if some & LETTER else 1 if some & NUMERAL else 0
-        folded[word] = lowered ^ (lowered >> shift) if some & (LETTER | NUMERAL) else np.uint64(0)
-        marks[word] = (
-            (1 if every & PUNCTUATION else 0)
-            | (2 if length == 1 and every & SENTENCE_END else 0)
-            | (4 if every & CATEGORY_P else 0)
-        )
-    return characters, exact, folded, kind, marks
+    exact, folded = np.empty(number, dtype=np.uint64), np.empty(number, dtype=np.uint64)
+    kind, marks = np.empty(number, dtype=np.uint8), np.empty(number, dtype=np.uint8)
+    buffer = read_only(batch.buffer)
+    about = (characters, exact, folded, kind, marks)
+    _describe(buffer, in_eights(buffer), cuts.begin, cuts.end, cuts.plain, flags(), lower_case(), *about)
+    return Words(cuts.begin, cuts.end, *about, cuts.starts)
+
+
+@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _describe(buffer, eights, begin, end, plain, table, lower, characters, exact, folded, kind, marks):  # type: ignore[no-untyped-def]
+    """Hash, measure and classify every word."""
+    for word in range(len(begin)):
+        low, high = np.int64(begin[word]), np.int64(end[word])
+        if not plain[word]:
+            _describe_any(buffer, low, high, word, table, lower, characters, exact, folded, kind, marks)
+            continue
+        characters[word], kind[word], marks[word] = high - low, LETTERS, 0
+        written, lowered = SEED, SEED
+        while low + 8 < high:
+            eight = eight_bytes(buffer, eights, low, 8)
+            written, lowered = mixed(written, eight), mixed(lowered, eight | SMALL)
+            low += 8
+        eight = eight_bytes(buffer, eights, low, high - low)
+        small = eight | (SMALL >> np.uint64(64 - 8 * (high - low)))
+        exact[word], folded[word] = mixed(written, eight), mixed(lowered, small)
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _describe_any(buffer, at, stop, word, table, lower, characters, exact, folded, kind, marks):  # type: ignore[no-untyped-def]
+    """Describe one word of any characters; words of ASCII letters get the hashes that `_describe` gives them."""
+    written, lowered = SEED, SEED
+    eight, small = np.uint64(0), np.uint64(0)
+    filled, filled_small, length = 0, 0, 0
+    some, every = np.uint16(0), np.uint16(0xFFFF)
+    while at < stop:
+        code, size = code_point(buffer, at)
+        what = flags_of(code, table)
+        some |= what
+        every &= what
+        length += 1
+        for byte in range(at, at + size):
+            if filled == 64:
+                written, eight, filled = mixed(written, eight), np.uint64(0), 0
+            eight |= np.uint64(buffer[byte]) << np.uint64(filled)
+            filled += 8
+        at += size
+        if what & (LETTER | NUMERAL):
+            low = lower[code] if code < len(lower) else code
+            for part in range(1 if low < 0x80 else 3):
+                if filled_small == 64:
+                    lowered, small, filled_small = mixed(lowered, small), np.uint64(0), 0
+                byte = low if low < 0x80 else 0x80 | ((low >> (7 * part)) & 0x7F)
+                small |= np.uint64(byte) << np.uint64(filled_small)
+                filled_small += 8
+    characters[word] = length
+    exact[word] = mixed(written, eight)
+    kind[word] = LETTERS if some & LETTER else NUMBER if some & NUMERAL else SYMBOLS
+    folded[word] = mixed(lowered, small) if some & (LETTER | NUMERAL) else np.uint64(0)
+    is_end = IS_SENTENCE_END if length == 1 and every & SENTENCE_END else 0
+    is_punctuation = IS_PUNCTUATION if every & PUNCTUATION else 0
+    marks[word] = is_punctuation | is_end | (IS_CATEGORY_P if every & CATEGORY_P else 0)

@@ -1,0 +1,242 @@
+"""Which documents were read before: the keys of all documents kept so far, on disk, in bounded memory.
+
+Documents are sorted in the order of reading. One that shares a deciding key with a document added before is a
+duplicate of it and is not added itself; any other is added with all its keys. So every duplicate matches a kept
+document directly (no chains), no two kept documents match, and the first one of those alike is the one kept.
+
+The newest keys are in a hash table in memory; when that is full, all its keys are cold: looked up in sorted files
+(runs), behind a filter that tells nearly all new keys without touching the disk. Every finished block leaves its keys
+as runs, so a restart needs nothing else. Runs that have become many are merged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from onward.corpus.duplicates.filter import Filter
+from onward.corpus.duplicates.recent import Recent, enter, find
+from onward.corpus.duplicates.run_folder import RunFolder
+from onward.corpus.duplicates.runs import open_runs
+from onward.errors import UserError
+
+NONE, EXACT, NEAR, OTHER_SIDE = 0, 1, 2, 3
+"""Kinds of matches: none; same text; a band of the signature agrees; same text, held out there and not here or the
+other way round (told only where same texts are kept)."""
+
+RECENT_KEYS = 1 << 22
+"""Keys in memory: 128 MB, those of about 1 GB of text."""
+SMALLEST_FILTER_BYTES, LARGEST_FILTER_BYTES = 1 << 16, 1 << 28
+"""The filter doubles until 256 MB, which is enough for 130 million keys (30 GB of text); beyond it new keys are looked
+up on disk in vain ever more often, 1 in 100 at 200 million, 1 in 10 at 450 million."""
+_FILTER_BITS_PER_KEY = 24
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What n documents are duplicates of.
+
+    kind: int8[n], NONE, EXACT, NEAR or OTHER_SIDE. of: int64[n], the value of the first document matched; with its bits
+    inverted (so below zero) when that belongs to another corpus; -1 without a match, where `kind` tells. corpus:
+    int16[n], which of `against` it belongs to, -1 for this one. bands: int16[n], how many bands agree with it; 0
+    unless NEAR.
+    """
+
+    kind: NDArray[np.int8]
+    of: NDArray[np.int64]
+    corpus: NDArray[np.int16]
+    bands: NDArray[np.int16]
+
+
+class Seen:
+    """The documents added so far, by k keys each: column 0 is the exact digest, the others are band keys; 0 is no key.
+
+    folder: where runs are written, for this object alone; those of the first `blocks` blocks are gone on from, others
+    there are removed. exact: whether the same text makes a duplicate; when not, only if the lowest bit of the values
+    differs (one is held out, the other is not). against: files that `close` wrote for other corpora, whose documents
+    count as added before. Peak memory: 450 MB, whatever the number of documents. Raises UserError when a file is
+    missing or damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: int,
+        *,
+        blocks: int = 0,
+        exact: bool = True,
+        against: Sequence[Path] = (),
+        recent_keys: int = RECENT_KEYS,
+        largest_filter_bytes: int = LARGEST_FILTER_BYTES,
+    ) -> None:
+        assert columns >= 1
+        self._columns, self._exact = columns, exact
+        self._recent_keys, self._largest_filter_bytes = recent_keys, largest_filter_bytes
+        self._block = blocks
+        self._recent = Recent()
+        self._written = 0
+        self._folder = RunFolder(folder, blocks)
+        try:
+            self._others = open_runs(against)
+        except UserError:
+            self._folder.close()
+            raise
+        self._cold = sum(run.size for run in (*self._others, *self._folder.runs))
+        self._filter = Filter(SMALLEST_FILTER_BYTES)
+        if self._cold:
+            self._fill_filter()
+
+    def sort(self, keys: NDArray[np.uint64], values: NDArray[np.int64], alive: NDArray[np.bool_]) -> Matches:
+        """Return what documents are duplicates of, and add those that are none.
+
+        keys: uint64[n, columns]. values: int64[n], not negative, the number of a document in the order of reading
+        times 2, plus 1 when it is held out. alive: those not alive are neither looked up nor added.
+        """
+        assert keys.shape == (len(values), self._columns)
+        assert keys.dtype == np.uint64
+        if self._recent.size and self._recent.size + keys.size > self._recent_keys:
+            self._make_cold()
+        self._recent.make_room(keys.size)
+        corpora, known = self._look_up_cold(keys, values, alive)
+        recent = self._recent
+        log = (recent.keys, recent.values, recent.slots, recent.size)
+        own = len(self._others)
+        recent.size, kind, of, corpus, bands = _settle(keys, values, alive, corpora, known, own, self._exact, *log)
+        return Matches(kind, of, corpus, bands)
+
+    def finish_block(self, number: int) -> None:
+        """Write the keys added since the last block to the disk; earlier blocks are known to outlive a kill by now."""
+        assert number == self._block, "blocks are finished in order"
+        self._write()
+        self._folder.finish(number)
+        self._block = number + 1
+
+    def close(self, path: Path) -> None:
+        """Write all keys, sorted, to one file for `against`; all blocks are finished. The runs remain."""
+        assert self._written == self._recent.size, "the last block is finished"
+        self._folder.merge_all(path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close every file; blocks that are not finished are lost."""
+        for run in self._others:
+            run.close()
+        self._folder.close()
+
+    def _look_up_cold(
+        self, keys: NDArray[np.uint64], values: NDArray[np.int64], alive: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """Return for each key that is cold its corpus (their number for this one) and its value; else -1 and -1."""
+        corpora = np.full(keys.shape, -1, dtype=np.int16)
+        known = np.full(keys.shape, -1, dtype=np.int64)
+        if not self._cold:
+            return corpora, known
+        rows = np.flatnonzero(alive)
+        corpora[rows, 0], known[rows, 0] = self._find_cold(keys[rows, 0])
+        if self._columns > 1:
+            decided = known[rows, 0] >= 0
+            if not self._exact:
+                decided &= (known[rows, 0] ^ values[rows]) & 1 == 1
+            rows = rows[~decided]  # the bands of a copy would all be found on disk, to no purpose
+            found = self._find_cold(keys[rows, 1:].ravel())
+            corpora[rows, 1:], known[rows, 1:] = (column.reshape(len(rows), self._columns - 1) for column in found)
+        return corpora, known
+
+    def _find_cold(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        corpora = np.full(len(keys), -1, dtype=np.int16)
+        values = np.full(len(keys), -1, dtype=np.int64)
+        places = self._filter.may_hold(keys)
+        own = len(self._others)
+        runs = sorted(self._folder.runs, key=lambda run: -run.size)  # most keys are found in the largest
+        for corpus, run in [*enumerate(self._others), *((own, run) for run in runs)]:
+            if not len(places):
+                break
+            found = run.find(keys[places])
+            values[places], is_there = found, found >= 0
+            corpora[places[is_there]] = corpus
+            places = places[~is_there]
+        return corpora, values
+
+    def _make_cold(self) -> None:
+        """Write what is not on disk yet, and empty the table in memory."""
+        self._write()
+        self._cold += self._recent.size
+        if self._wanted_filter_bytes() > self._filter.size_bytes:
+            self._fill_filter()
+        else:
+            self._filter.add(self._recent.keys[: self._recent.size])
+        self._recent.clear()
+        self._written = 0
+
+    def _write(self) -> None:
+        self._folder.add(self._block, self._recent.size - self._written, self._recent.ordered(self._written))
+        self._written = self._recent.size
+
+    def _wanted_filter_bytes(self) -> int:
+        wanted = SMALLEST_FILTER_BYTES
+        while wanted * 8 < self._cold * _FILTER_BITS_PER_KEY and wanted < self._largest_filter_bytes:
+            wanted *= 2
+        return wanted
+
+    def _fill_filter(self) -> None:
+        """Make the filter anew from all that is on disk."""
+        self._filter = Filter(SMALLEST_FILTER_BYTES)  # the old one is free before the new one is there
+        self._filter = Filter(self._wanted_filter_bytes())
+        for run in (*self._others, *self._folder.runs):
+            for piece in run.pieces():
+                self._filter.add(piece[:, 0])
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _settle(  # type: ignore[no-untyped-def]
+    keys, values, alive, corpora, known, own, exact, log_keys, log_values, slots, size
+):
+    """Sort documents one by one; return the new size of the log and the columns of Matches."""
+    number, columns = keys.shape
+    kind = np.zeros(number, dtype=np.int8)
+    of = np.full(number, -1, dtype=np.int64)
+    corpus = np.full(number, -1, dtype=np.int16)
+    bands = np.zeros(number, dtype=np.int16)
+    for n in range(number):
+        if not alive[n]:
+            continue
+        first_corpus, first_value, count = own + 1, np.int64(-1), 0
+        is_repeated = False
+        for column in range(columns):
+            key = keys[n, column]
+            if key == 0:
+                continue
+            where, value = np.int64(corpora[n, column]), known[n, column]
+            if where < 0:
+                place = find(key, log_keys, slots)
+                if place < 0:
+                    continue
+                where, value = own, log_values[place]
+            if column == 0:
+                is_repeated = True
+                if exact or (value ^ values[n]) & 1:
+                    kind[n] = EXACT if exact else OTHER_SIDE
+                    first_corpus, first_value = where, value
+                    break
+            elif where < first_corpus or (where == first_corpus and value < first_value):
+                first_corpus, first_value, count = where, value, 1
+            elif where == first_corpus and value == first_value:
+                count += 1
+        if first_corpus <= own:
+            of[n] = first_value if first_corpus == own else ~first_value
+            corpus[n] = -1 if first_corpus == own else first_corpus
+            if not kind[n]:
+                kind[n], bands[n] = NEAR, count
+            continue
+        for column in range(columns):
+            key = keys[n, column]
+            if key == 0 or (column == 0 and is_repeated):
+                continue
+            if find(key, log_keys, slots) < 0:  # a document may hold a key twice
+                log_keys[size], log_values[size] = key, values[n]
+                enter(key, size, slots)
+                size += 1
+    return size, kind, of, corpus, bands

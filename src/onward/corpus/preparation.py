@@ -1,0 +1,104 @@
+"""A corpus to prepare: its inputs listed, its artifact named, before any document is read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onward.artifact import Folders, fingerprint, read_manifest
+from onward.corpus.reading.sources import Inputs, find_inputs
+from onward.errors import UserError
+from onward.model.tokenizer import LoadedTokenizer
+from onward.recipe import Corpus
+from onward.tasks.questions import Question
+
+FORMAT = 2
+"""Version of what this step writes; a new one makes old artifacts not match."""
+_SECTIONS = {"domain": "corpus"}
+
+
+@dataclass(frozen=True)
+class Items:
+    """The benchmark items that training text must not hold. facts: what they depend on. load: reads them, when due."""
+
+    facts: Mapping[str, Any]
+    load: Callable[[], Mapping[str, Sequence[Question]]]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One corpus to prepare, its inputs listed: where it will stand, and what it will be made from.
+
+    section: the recipe's name of the corpus, for messages.
+    """
+
+    corpus: Corpus
+    tokenizer: LoadedTokenizer
+    sequence_tokens: int
+    wanted_tokens: int | None
+    seed: int
+    section: str
+    training: tuple[Inputs, ...]
+    held_out: tuple[Inputs, ...]
+    items: Items | None
+    made_from: Mapping[str, Any]
+    folder: Path
+
+
+def plan_preparation(
+    corpus: Corpus,
+    *,
+    tokenizer: LoadedTokenizer,
+    sequence_tokens: int,
+    wanted_tokens: int | None,
+    seed: int,
+    folders: Folders,
+    items: Items | None = None,
+    model_fingerprint: str | None = None,
+    label: str = "domain",
+) -> Preparation:
+    """List the inputs of a corpus and name its artifact, without reading a document.
+
+    The arguments are those of `prepare`. Raises UserError for sources that are not there.
+    """
+    training = tuple(map(find_inputs, corpus.sources))
+    held_out = tuple(map(find_inputs, corpus.held_out.sources))
+    wanted = corpus.tokens or wanted_tokens
+    looked_for = items if corpus.contamination is not None else None
+    made_from: dict[str, Any] = {
+        "format": FORMAT,
+        "corpus": corpus.model_dump(mode="json", exclude={"tokens": True, "duplicates": {"against"}}),
+        "tokenizer": tokenizer.fingerprint,
+        "sequence_tokens": sequence_tokens,
+        "wanted_tokens": wanted,
+        "inputs": {path: facts for inputs in training for path, facts in inputs.facts().items()},
+        "held_out_inputs": {path: facts for inputs in held_out for path, facts in inputs.facts().items()},
+    }
+    if looked_for is not None:
+        made_from["items"] = looked_for.facts
+    if corpus.duplicates is not None and corpus.duplicates.against:
+        made_from["against"] = [_fingerprint_of(Path(path)) for path in corpus.duplicates.against]
+    if corpus.self_replay is not None:
+        assert model_fingerprint is not None, "sampled text depends on the model"
+        made_from |= {"model": model_fingerprint, "seed": seed}
+    return Preparation(
+        corpus,
+        tokenizer,
+        sequence_tokens,
+        wanted,
+        seed,
+        _SECTIONS.get(label, label),
+        training,
+        held_out,
+        looked_for,
+        made_from,
+        folders.cache / "corpora" / fingerprint(made_from),
+    )
+
+
+def _fingerprint_of(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        todo = "prepare it first, or remove it from duplicates.against"
+        raise UserError("this is not a prepared corpus", str(folder), todo=todo)
+    return manifest.fingerprint

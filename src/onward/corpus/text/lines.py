@@ -1,0 +1,151 @@
+"""Lines of a batch, found and hashed once for every rule about lines and paragraphs."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from onward.corpus.text.batch import TextBatch
+from onward.corpus.text.characters import SENTENCE_END, SPACE, code_point, code_point_before, flags, flags_of, read_only
+from onward.corpus.text.hashing import SEED, eight_bytes, in_eights, mixed
+
+BLANK, ENDS_SENTENCE, OTHER_BREAKS, HASHES, ELLIPSES = 1, 2, 4, 8, 16
+"""What is known of a line: only white space; its last character ends sentences; it may hold line breaks other than the
+line feed; it holds `#`; it may hold an ellipsis."""
+_FEED, _VISIBLE, _WIDE = 128, 32, 64
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The non-empty stretches between line feeds, in order.
+
+    begin, end: int32[lines], bytes of the buffer; inner_begin, inner_end: without white space at the ends. characters,
+    inner_characters: int32[lines], code points. hash, inner_hash: uint64[lines]. about: uint8[lines], bits.
+    starts: int64[documents + 1], lines of document n are [starts[n], starts[n + 1]). line_feeds: int64[documents].
+    """
+
+    begin: NDArray[np.int32]
+    end: NDArray[np.int32]
+    inner_begin: NDArray[np.int32]
+    inner_end: NDArray[np.int32]
+    characters: NDArray[np.int32]
+    inner_characters: NDArray[np.int32]
+    hash: NDArray[np.uint64]
+    inner_hash: NDArray[np.uint64]
+    about: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    line_feeds: NDArray[np.int64]
+
+
+def split_lines(batch: TextBatch) -> Lines:
+    """Find, measure and hash the lines of every document."""
+    buffer = read_only(batch.buffer)
+    number = int(np.count_nonzero(buffer == ord("\n"))) + len(batch)
+    places = tuple(np.empty(number, dtype=np.int32) for _ in range(6))
+    hashes = tuple(np.empty(number, dtype=np.uint64) for _ in range(2))
+    about = np.empty(number, dtype=np.uint8)
+    starts, feeds = np.zeros(len(batch) + 1, dtype=np.int64), np.zeros(len(batch), dtype=np.int64)
+    count = _lines(buffer, in_eights(buffer), batch.starts, flags(), _bytes(), *places, *hashes, about, starts, feeds)
+    columns = [column[:count] for column in (*places, *hashes, about)]
+    return Lines(*columns, starts, feeds)  # type: ignore[arg-type]
+
+
+@cache
+def _bytes() -> NDArray[np.uint8]:
+    """Return what a byte says about its line."""
+    table = np.full(256, _VISIBLE, dtype=np.uint8)
+    table[:128][flags()[:128] & SPACE != 0] = 0
+    table[[0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E]] = OTHER_BREAKS
+    table[0x80:] = _WIDE
+    table[0xC2] |= OTHER_BREAKS  # begins U+0085
+    table[0xE2] |= OTHER_BREAKS | ELLIPSES  # begins U+2028, U+2029 and the ellipsis
+    table[ord("#")] |= HASHES
+    table[ord("\n")] = _FEED
+    return table
+
+
+@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _lines(buffer, eights, starts, table, bytes_table, begin, end, inner_begin, inner_end, characters, inner_characters, hashes, inner_hashes, about, first, feeds):  # type: ignore[no-untyped-def]  # noqa: E501
+    """Fill the columns; return the number of lines."""
+    count = 0
+    for document in range(len(starts) - 1):
+        at, stop = starts[document], starts[document + 1]
+        while at < stop:
+            low, seen = at, np.int64(0)
+            while at < stop:
+                what = bytes_table[buffer[at]]
+                if what == _FEED:
+                    break
+                seen |= np.int64(what)
+                at += 1
+            if at > low:
+                inner_low, inner_high = without_blanks(buffer, low, at, table)
+                begin[count], end[count], inner_begin[count], inner_end[count] = low, at, inner_low, inner_high
+                hashes[count], characters[count], dotted = _hash(buffer, eights, low, at)
+                inner_hashes[count], inner_characters[count] = hashes[count], characters[count]
+                if inner_low > low or inner_high < at:
+                    inner_hashes[count], inner_characters[count], _ = _hash(buffer, eights, inner_low, inner_high)
+                seen &= OTHER_BREAKS | HASHES | ELLIPSES
+                last, _ = code_point_before(buffer, at)
+                if flags_of(last, table) & SENTENCE_END:
+                    seen |= ENDS_SENTENCE
+                about[count] = seen | (BLANK if inner_low == inner_high else 0) | (ELLIPSES if dotted else 0)
+                count += 1
+            if at < stop:
+                feeds[document] += 1
+                at += 1
+        first[document + 1] = count
+    return count
+
+
+@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def without_blanks(buffer, low, high, table):  # type: ignore[no-untyped-def]
+    """Return a stretch without the white space at its ends."""
+    while low < high:
+        code, size = code_point(buffer, low)
+        if not flags_of(code, table) & SPACE:
+            break
+        low += size
+    while low < high:
+        code, size = code_point_before(buffer, high)
+        if not flags_of(code, table) & SPACE:
+            break
+        high -= size
+    return low, high
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def _hash(buffer, eights, low, high):  # type: ignore[no-untyped-def]
+    """Return the hash of a stretch, its code points, and whether two of its periods touch."""
+    value, ones, high_bits = SEED, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+    length, dotted = high - low, np.uint64(0)
+    while low < high:
+        number = min(8, high - low)
+        eight = eight_bytes(buffer, eights, low, number)
+        value = mixed(value, eight)
+        inner = (eight >> np.uint64(7)) & ~(eight >> np.uint64(6)) & ones  # 10xxxxxx: not the first byte of a character
+        length -= np.int64((inner * ones) >> np.uint64(56))
+        unlike = eight ^ np.uint64(0x2E2E2E2E2E2E2E2E)
+        periods = ~(((unlike & ~high_bits) + ~high_bits) | unlike) & high_bits
+        dotted |= periods & (periods >> np.uint64(8))
+        low += 8
+    return value, length, dotted != 0
+
+
+@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+def line_break(buffer, at, stop):  # type: ignore[no-untyped-def]
+    """Return the bytes of the line break at `at`, as `str.splitlines` knows them, 0 where there is none."""
+    byte = buffer[at]
+    if byte > 0x1E and byte != 0xC2 and byte != 0xE2:
+        return 0
+    if byte == 0x0D:
+        return 2 if at + 1 < stop and buffer[at + 1] == 0x0A else 1
+    if 0x0A <= byte <= 0x0C or 0x1C <= byte <= 0x1E:
+        return 1
+    if byte == 0xC2 and buffer[at + 1] == 0x85:
+        return 2
+    if byte == 0xE2 and buffer[at + 1] == 0x80 and (buffer[at + 2] == 0xA8 or buffer[at + 2] == 0xA9):
+        return 3
+    return 0
