@@ -204,3 +204,48 @@ def test_sentences_are_plain_words(tmp_path):
     right = np.arange(400) < 200
     task = pair(tmp_path, task_rows("boolq", right), task_rows("boolq", right), 0.9).summary[0]
     assert task.startswith("BoolQ (acc): 50.0 % → 50.0 % of 400 items (0.0 points, 95 % interval 0.0 to 0.0, p = 1.0")
+
+
+def with_touched(rows: list[ItemRow], touched: dict[str, str]) -> list[ItemRow]:
+    return [dataclasses.replace(row, touched=touched.get(row.item)) for row in rows]
+
+
+def test_a_gain_on_touched_items_alone_is_none_without_them(tmp_path):
+    before = np.arange(400) % 2 == 0
+    after = before | (np.arange(400) < 100)
+    touched = {f"q{i:05d}": "report" if i < 30 else "drop" for i in range(100)}
+    sides = [
+        with_touched(task_rows("arc_easy", right), touched) + task_rows("mmlu", before) for right in (before, after)
+    ]
+    comparison = pair(tmp_path, *sides)
+    whole = comparison.find("arc_easy")
+    (clean,) = comparison.without_touched
+    assert (whole.verdict, whole.items, whole.touched) == ("gained", 400, 0)
+    assert (clean.verdict, clean.items, clean.touched, clean.seen) == ("not distinguishable", 300, 100, 30)
+    assert (clean.before, clean.after) == (0.5, 0.5)
+    assert comparison.clean(whole) is clean
+    assert comparison.clean(comparison.find("mmlu")) is None
+    assert comparison.summary[-1] == sentence(clean)
+    assert "ARC easy (acc) without 100 items found in the text, 30 of them left in training: 50.0 %" in sentence(clean)
+
+
+def test_holm_without_touched_items_is_over_the_same_family(tmp_path):
+    before = np.arange(400) % 2 == 0
+    after = before | (np.arange(400) < 60)
+    plain = [task_rows(name, before) for name in ("boolq", "piqa")]
+    sides = [task_rows("arc_easy", right) + plain[0] + plain[1] for right in (before, after)]
+    sides[1][399] = dataclasses.replace(sides[1][399], touched="drop")
+    comparison = pair(tmp_path, *sides)
+    (clean,) = comparison.without_touched
+    assert clean.items == 399
+    assert clean.p_adjusted == pytest.approx(3 * clean.p_value)
+    assert "without 1 item found in the text, none left in training" in sentence(clean)
+
+
+def test_a_task_of_nothing_but_touched_items_has_no_second_row(tmp_path):
+    rows = task_rows("arc_easy", np.arange(40) % 2 == 0)
+    all_touched = with_touched(rows, {row.item: "report" for row in rows})
+    assert pair(tmp_path, all_touched, all_touched).without_touched == ()
+    assert "all left in training" in sentence(
+        dataclasses.replace(pair(tmp_path, rows, rows).differences[0], touched=2, seen=2)
+    )

@@ -10,17 +10,21 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from onward.artifact import Folders, file_hash
-from onward.corpus import engine, examine
-from onward.corpus.duplicates.exact import is_held_out, normalise, split_hash
+from onward.corpus.duplicates.exact import is_held_out, split_hash
 from onward.corpus.ledger import read_ledger
 from onward.corpus.prepare import PreparedCorpus, prepare
-from onward.corpus.sorting import OTHER_SIDE
+from onward.corpus.reading import pieces
+from onward.corpus.sorting import SPLIT_TWIN
 from onward.corpus.store import open_corpus
 from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Corpus, HeldOut, SelfReplay, Source
+from onward.recipe import Corpus, Duplicates, HeldOut, SelfReplay, Source
 
 WORDS = "the a river stone goes under over old young heron carries water light to from house and then again"
 Write = Callable[..., str]
+
+
+def normalise(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def sentences(number: int) -> str:
@@ -54,7 +58,7 @@ def held_out_ids(prepared: PreparedCorpus) -> list[str]:
 def kept_texts(prepared: PreparedCorpus, tokenizer: LoadedTokenizer) -> dict[str, str]:
     opened = open_corpus(prepared.path)
     rows = [row for path in sorted(prepared.path.glob("documents-*")) for row in parquet.read_table(path).to_pylist()]
-    return {row["id"]: tokenizer.decode(opened.tokens.read(row["offset"], row["length"]).tolist()) for row in rows}
+    return {row["id"]: tokenizer.decode(opened.read(row["offset"], row["length"]).tolist()) for row in rows}
 
 
 def test_every_document_comes_back_from_the_store(
@@ -75,7 +79,7 @@ def test_every_document_comes_back_from_the_store(
     opened = open_corpus(prepared.path)
     ends = sum(int(opened.packing.sequence(n)[2].sum()) for n in range(opened.packing.num_sequences))
     assert ends == len(kept)
-    assert opened.tokens.total_tokens == opened.ledger.kept_tokens == prepared.ledger.packed_tokens
+    assert opened.total_tokens == opened.ledger.kept_tokens == prepared.ledger.packed_tokens
 
 
 def test_each_rule_counts_what_it_drops(run: Callable[..., PreparedCorpus], write_records: Write) -> None:
@@ -93,13 +97,15 @@ def test_each_rule_counts_what_it_drops(run: Callable[..., PreparedCorpus], writ
     assert ledger.read.documents == 203
     assert ledger.read.bytes == sum(len(text.encode()) for text in texts)
     assert ledger == read_ledger(prepared.path)
-    dropped = parquet.read_table(prepared.path / "dropped.parquet").to_pylist()
-    assert [(row["reason"], row["excerpt"][:8]) for row in dropped] == [
-        ("duplicate", sentences(1).upper()[:8]),
-        ("quality: too few lines", "one line"),
-        ("tokens: too few bytes per token", spelled_out[:8]),
-        ("unreadable: empty text", ""),
-    ]
+    dropped = parquet.read_table(prepared.path / "dropped-00000.parquet").to_pylist()
+    assert {(row["number"], row["reason"], row["excerpt"][:8]) for row in dropped} == {
+        (2, "quality: too few lines", "one line"),
+        (3, "tokens: too few bytes per token", spelled_out[:8]),
+        (-1, "unreadable: empty text", ""),
+    }
+    duplicates = parquet.read_table(prepared.path / "duplicates-00000.parquet").to_pylist()
+    found = [(row["number"], row["kind"], row["of"], row["excerpt"][:8]) for row in duplicates]
+    assert found == [(1, "same text", 0, sentences(1).upper()[:8])]
 
 
 @given(
@@ -125,9 +131,9 @@ def test_the_ledger_is_exact_on_any_input(
 def test_real_text_is_accounted_for_whatever_the_number_of_workers(
     run: Callable[..., PreparedCorpus], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examine, "CHUNK_CHARACTERS", 200_000)
-    monkeypatch.setattr(engine, "WINDOW_CHUNKS", 2)
-    corpus = corpus_of(str(shared_data / "domain/education/openstax_*math*.jsonl.zst"), held_out={"share": "3%"})
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 100_000)
+    source = str(shared_data / "domain/education/openstax_principles-[fm]*.jsonl.zst")
+    corpus = corpus_of(source, held_out={"share": "3%"}, quality=["gopher", "fineweb"], block_tokens=100_000)
     alone, together = (
         run(corpus, folders=Folders(tmp_path / str(workers), tmp_path), workers=workers) for workers in (1, 2)
     )
@@ -135,8 +141,9 @@ def test_real_text_is_accounted_for_whatever_the_number_of_workers(
     assert alone.ledger == together.ledger
     assert alone.ledger.read.bytes > 1_500_000
     assert len(alone.ledger.dropped) > 0
-    names = sorted(path.name for path in alone.path.iterdir() if path.name != "manifest.json")
-    assert len(names) == 6
+    files = [path for path in alone.path.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    names = sorted(path.relative_to(alone.path).as_posix() for path in files)
+    assert len([name for name in names if name.startswith("tokens-")]) > 3
     assert [file_hash(alone.path / name) for name in names] == [file_hash(together.path / name) for name in names]
 
 
@@ -152,7 +159,7 @@ def test_reading_stops_at_the_wanted_tokens(run: Callable[..., PreparedCorpus], 
 def test_where_reading_stops_does_not_depend_on_the_workers(
     run: Callable[..., PreparedCorpus], write_records: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examine, "CHUNK_CHARACTERS", 4000)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 4000)
     corpus = corpus_of(write_records(records(500)), held_out={"share": "5%"})
     alone, together = (
         run(corpus, wanted_tokens=9000, folders=Folders(tmp_path / str(workers), tmp_path), workers=workers)
@@ -187,23 +194,23 @@ def test_held_out_text_from_elsewhere_is_not_trained_on(
     elsewhere = write_records([*records(3), {"id": "brief", "text": "one line"}], "scored.jsonl")
     source = write_records([*records(50), {"id": "brief", "text": "one line"}])
     for exact in (True, False):
-        fields: dict[str, Any] = {"held_out": {"sources": [{"path": elsewhere}]}, "exact_duplicates": exact}
+        fields: dict[str, Any] = {"held_out": {"sources": [{"path": elsewhere}]}, "duplicates": {"exact": exact, "near": None}}
         prepared = run(corpus_of(source, **fields))
         assert sorted(held_out_ids(prepared)) == ["brief", "d0", "d1", "d2"]  # no quality rule for text that is scored
         assert set(kept_texts(prepared, tiny_tokenizer)) == {f"d{n}" for n in range(3, 50)}
         assert prepared.ledger.duplicate.documents == (3 if exact else 0)
-        assert (OTHER_SIDE in prepared.ledger.dropped) == (not exact)
+        assert (SPLIT_TWIN in prepared.ledger.dropped) == (not exact)
 
 
 def test_kept_duplicates_never_stand_on_both_sides(run: Callable[..., PreparedCorpus], write_records: Write) -> None:
     twins = [{**record, "id": f"t{n}", "book": f"other {n}"} for n, record in enumerate(records(200))]
     source = Source(path=write_records(records(200) + twins), group="book")
     split = HeldOut.model_validate({"share": "30%"})
-    prepared = run(Corpus(sources=(source,), held_out=split, exact_duplicates=False))
+    prepared = run(Corpus(sources=(source,), held_out=split, duplicates=Duplicates(exact=False, near=None)))
     held_out = {name[1:] for name in held_out_ids(prepared)}
     rows = parquet.read_table(next(prepared.path.glob("documents-*"))).to_pylist()
     assert held_out & {row["id"][1:] for row in rows} == set()
-    assert prepared.ledger.dropped[OTHER_SIDE].documents > 30
+    assert prepared.ledger.dropped[SPLIT_TWIN].documents > 30
     assert prepared.ledger.kept.documents > 200
 
 
@@ -213,7 +220,7 @@ def test_preparing_again_reads_nothing(
     corpus = corpus_of(write_records(records(50)))
     first = run(corpus)
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr("onward.corpus.prepare._build", None)
+    monkeypatch.setattr("onward.corpus.prepare.Making", None)
     assert run(corpus) == first
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
 
@@ -260,7 +267,7 @@ def test_a_large_vocabulary_gets_wide_tokens_and_bos_comes_first(
     wide = LoadedTokenizer(tiny_tokenizer.json, 0, 1, 1, None, 100_000, "wide")
     corpus = corpus_of(write_records(records(40)))
     prepared = prepare(corpus, tokenizer=wide, sequence_tokens=64, wanted_tokens=None, seed=0, folders=folders)
-    tokens = open_corpus(prepared.path).tokens
+    tokens = open_corpus(prepared.path)
     assert tokens.read(0, 1).dtype == np.uint32
     for row in parquet.read_table(next(prepared.path.glob("documents-*"))).to_pylist():
         ids = tokens.read(row["offset"], row["length"])

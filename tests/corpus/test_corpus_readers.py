@@ -121,19 +121,21 @@ def test_a_file_that_is_something_else_is_one_unreadable(tmp_path: Path, name: s
     assert item.where.startswith(str(path))
 
 
-def test_what_precedes_a_damaged_place_is_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst"])
+def test_what_precedes_a_damaged_place_is_given(tmp_path: Path, name: str) -> None:
     content = b"".join(json.dumps({"text": f"{n} {n * 7919 % 1000}"}).encode() + b"\n" for n in range(40_000))
-    for name in ("x.jsonl.gz", "x.jsonl.zst"):
-        path = put(tmp_path, name, content)
-        stored = bytearray(path.read_bytes())
-        stored[-4000:-3000] = b"\xff" * 1000
-        path.write_bytes(stored)
-        *good, last = read(path)
-        assert last == Unreadable(f"{path}:{len(good) + 1}", "unreadable: damaged compression")
-        # All but the damaged block (zstd) or what stood in the damaged bytes (gzip, where damage shows a bit later).
-        assert len(good) > 25_000
-        wanted = [f"{n} {n * 7919 % 1000}" for n in range(len(good) - 200)]
-        assert [item.text for item in good[:-200] if isinstance(item, Document)] == wanted
+    path = put(tmp_path, name, content)
+    stored = bytearray(path.read_bytes())
+    middle = len(stored) // 2
+    stored[middle : middle + 1000] = b"\xff" * 1000
+    path.write_bytes(stored)
+    *good, last = read(path)
+    assert isinstance(last, Unreadable)
+    assert last.reason == "unreadable: damaged compression"
+    # zstd notices it in the same block; gzip a little later, so a few nonsensical lines may come before it.
+    texts = [item.text for item in good if isinstance(item, Document)][:-100]
+    assert len(texts) > 5_000
+    assert texts == [f"{n} {n * 7919 % 1000}" for n in range(len(texts))]
 
 
 def test_a_window_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,15 +16,37 @@ from onward.errors import UserError
 from onward.model.difficult_texts import difficult_texts, texts_by_character
 from onward.model.tokenizer import LoadedTokenizer
 
+Break = Callable[[str], None]
 REFERENCE = Engine("tokenizers", "the reference")
-PROSE = ["The quick brown fox.", "Jumps over 12 lazy dogs;\n\n  and caf\u00e9s.", "", "x", "def f(x):\n\treturn x + 1\n"]
+PROSE = [
+    "The quick brown fox.",
+    "Jumps over 12 lazy dogs;\n\n  and caf\u00e9s.",
+    "",
+    "x",
+    "def f(x):\n\treturn x + 1\n",
+]
 
 
-@pytest.fixture(autouse=True)
-def _no_engine_is_remembered() -> Iterator[None]:
-    yield
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Break]:
+    """Let gigatoken spoil every document that holds the given words, and forget what was found out before."""
+    right = Gigatoken.encode
+
+    def spoil(where: str) -> None:
+        def wrong(self: Gigatoken, documents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+            ids, starts = right(self, documents)
+            ids = ids.copy()
+            for document, begin in zip(documents, starts, strict=False):
+                if where.encode() in document:
+                    ids[begin] = 0
+            return ids, starts
+
+        monkeypatch.setattr(Gigatoken, "encode", wrong)
+
     tokenise._checked.cache_clear()
     open_gigatoken.cache_clear()
+    yield spoil
+    tokenise._checked.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +162,9 @@ def test_characters_on_which_gigatoken_differs_are_found_and_left_out(neox: Load
     assert rows == []  # spaces in a row are added tokens, too, but both read them alike
 
 
-def test_real_documents_of_every_kind(tiny_tokenizer: LoadedTokenizer, neox: LoadedTokenizer, shared_data: Path) -> None:
+def test_real_documents_of_every_kind(
+    tiny_tokenizer: LoadedTokenizer, neox: LoadedTokenizer, shared_data: Path
+) -> None:
     from pyarrow import CompressedInputStream, OSFile
 
     texts = []
@@ -165,7 +189,7 @@ def test_a_tokenizer_that_gigatoken_cannot_read_is_left_to_the_reference(shared_
 
 
 def test_without_gigatoken_the_reference_is_used(
-    tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
+    tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch, broken: Break
 ) -> None:
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     assert choose_engine(tiny_tokenizer, PROSE) == Engine("tokenizers", "gigatoken is not installed")
@@ -180,14 +204,14 @@ def test_without_gigatoken_the_reference_is_used(
     ],
 )
 def test_any_difference_falls_back(
-    tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch, where: str, begins: str
+    tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch, broken: Break, where: str, begins: str
 ) -> None:
     """Differences: in the sample of the corpus, on more characters than can be left out, on difficult texts."""
     if where == "wordy":
         monkeypatch.setattr(tokenise, "difficult_texts", lambda: ("fine", "a wordy one"))
     if where == "\u00e9":
         monkeypatch.setattr(tokenise, "_MOST_EXCEPTIONS", 0)
-    break_gigatoken(monkeypatch, where)
+    broken(where)
     engine = choose_engine(tiny_tokenizer, PROSE)
     assert engine.name == "tokenizers"
     assert engine.reason.startswith(begins)
@@ -195,32 +219,15 @@ def test_any_difference_falls_back(
         assert engine.reason.endswith("at token 0 of 'The quick brown fox.'")
 
 
-def break_gigatoken(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Let gigatoken spoil every document that holds these words."""
-    right = Gigatoken.encode
-
-    def wrong(self: Gigatoken, documents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        ids, starts = right(self, documents)
-        ids = ids.copy()
-        for document, begin in zip(documents, starts, strict=False):
-            if where.encode() in document:
-                ids[begin] = 0
-        return ids, starts
-
-    monkeypatch.setattr(Gigatoken, "encode", wrong)
-
-
-def test_a_difference_that_shows_during_the_run_is_an_error(
-    tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_difference_that_shows_during_the_run_is_an_error(tiny_tokenizer: LoadedTokenizer, broken: Break) -> None:
     engine = choose_engine(tiny_tokenizer, PROSE)
-    break_gigatoken(monkeypatch, "quick")
+    broken("quick")
     with pytest.raises(UserError) as caught:
         encode(["first", PROSE[0], "last"], tiny_tokenizer, engine)
     expected = tiny_tokenizer.encode_batch(PROSE[:1])[0]
     assert str(caught.value).splitlines() == [
         "gigatoken differs from the reference tokenizer",
-        f"  got       it gives {[0, *expected[1:4]]}, the reference {expected[:4]}, at token 0 of 'The quick brown fox.'",
+        f"  got       it gives {[0, *expected[1:4]]}, the reference {expected[:4]}, at token 0 of {PROSE[0]!r}",
         "  do        uninstall gigatoken, so that the slower tokenizers is used, and report the text to its makers",
     ]
 
@@ -232,14 +239,15 @@ def test_the_tokenizer_is_made_anew_when_its_memory_has_grown(
     first = live._tokenizer
     memory = [gigatoken_engine.MEMORY_BYTES + live._resident_bytes]
     monkeypatch.setattr(gigatoken_engine, "_resident_bytes", lambda: memory[0])
-    text = [b"some words " * 1000]
     monkeypatch.setattr(gigatoken_engine, "CHECK_BYTES", 25_000)
+    text = [b"some words " * 1000]
     before = live.encode(text)
     live.encode(text)
+    live.encode(text)  # 33,000 bytes: looked at, and there is room
     memory[0] += 1
     live.encode(text)
-    assert live._tokenizer is first  # three times 11,000 bytes: looked at when there was still room, and too early since
     live.encode(text)
+    assert live._tokenizer is first
     live.encode(text)
     assert live._tokenizer is not first
     for mine, theirs in zip(live.encode(text), before, strict=True):
@@ -253,12 +261,18 @@ def test_decoding_gives_the_bytes_back(tiny_tokenizer: LoadedTokenizer) -> None:
         assert live.decode(ids) == text.encode()
 
 
-def reasons(documents: list[list[int]], sizes: list[int], minimum: float | None = 1.5, **ids: int | None) -> list[str]:
-    tokenizer = LoadedTokenizer("{}", **({"eos_id": 9, "bos_id": None, "prefix_id": 9, "unknown_id": 0} | ids), vocabulary_size=10, fingerprint="")  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
+def reasons(
+    documents: list[list[int]],
+    sizes: list[int],
+    minimum: float | None = 1.5,
+    bos_id: int | None = None,
+    unknown_id: int | None = 0,
+) -> list[str]:
+    tokenizer = LoadedTokenizer("{}", 9, bos_id, 9, unknown_id, 10, "")
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     flat = [[*first, *document, 9] for document in documents]
     starts = np.cumsum([0, *map(len, flat)])
-    encoded = Encoded(np.array(sum(flat, []), dtype=np.uint16), starts)
+    encoded = Encoded(np.array([n for ids in flat for n in ids], dtype=np.uint16), starts)
     found, names = token_reasons(encoded, np.array(sizes), tokenizer, Fraction(1, 10), minimum)
     assert found.dtype == np.int8
     assert names == TOKEN_REASONS

@@ -1,5 +1,6 @@
 """The step from end to end on the packaged tiny model, and its agreement with lm-eval."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,21 @@ import pytest
 import torch
 
 from onward.artifact import Folders, building
+from onward.corpus.contamination.table import CONTAMINATION
 from onward.errors import UserError
 from onward.evaluation import evaluate as step
-from onward.evaluation.evaluate import base_scores_folder, evaluate
+from onward.evaluation.evaluate import base_scores_folder, evaluate, touched_items
 from onward.evaluation.harness import score_task, standard_error
 from onward.evaluation.heldout import score_held_out
-from onward.evaluation.scores import read_items, read_scores
+from onward.evaluation.scores import (
+    ItemRow,
+    Scores,
+    TaskScore,
+    WithoutTouched,
+    read_items,
+    read_scores,
+    write_scores,
+)
 from onward.model.load import load_model
 from onward.model.source import TINY, resolve
 from onward.model.tokenizer import read_tokenizer
@@ -88,6 +98,71 @@ def test_scores_and_reruns_without_the_model(
     other = inputs | {"evaluation": settings.model_copy(update={"limit": 13})}
     with pytest.raises(UserError, match="limit: was 12, is 13"):
         evaluate(resolve(TINY), folder=folder, **other)
+
+
+def touch(folder: Path, *items: tuple[str, str, str]) -> Path:
+    """A prepared corpus, without held-out text, in which items were found."""
+    with building(folder, "corpus", {"source": folder.name}) as aside:
+        columns = {field.name: [""] * len(items) for field in CONTAMINATION if field.name != "score"}
+        columns |= dict(zip(("task", "item", "action"), map(list, zip(*items, strict=True)), strict=True))
+        rows = pa.table(columns | {"score": [1.0] * len(items)}, schema=CONTAMINATION)
+        pq.write_table(rows, aside / "contamination-00003.parquet")
+    return folder
+
+
+def test_scores_with_and_without_touched_items(shared_data: Path, tmp_path: Path) -> None:
+    one = touch(tmp_path / "one", ("piqa", "0", "drop"), ("piqa", "3", "report"), ("mmlu", "anatomy/0", "cut"))
+    two = touch(tmp_path / "two", ("piqa", "0", "report"), ("piqa", "9", "drop"), ("piqa", "700", "drop"))
+    touched = touched_items([one, two, tmp_path / "none"])
+    assert touched["piqa"] == {"0": "report", "3": "report", "9": "drop", "700": "drop"}
+    source = resolve(TINY)
+    model, tokenizer = load_model(source), read_tokenizer(source.folder)
+    items = load_items(["piqa", "mmlu"], shared_data / "bench", 12)
+
+    def score(task: str, touched: dict[str, str]) -> tuple[TaskScore, list[ItemRow]]:
+        return score_task(model, tokenizer, items[task], batch_tokens=512, progress=Silent(), touched=touched)
+
+    plain, rows = score("piqa", {})
+    assert plain.without_touched is None
+    whole, touched_rows = score("piqa", touched["piqa"])
+    assert replace(whole, without_touched=None) == plain
+    assert [replace(row, touched=None) for row in touched_rows] == rows
+    clean = [row for row in rows if row.item not in touched["piqa"]]
+    without = whole.without_touched
+    assert without is not None
+    assert (without.touched, without.seen, without.items) == (3, 2, 9)
+    assert without.acc == np.mean([row.correct for row in clean])
+    assert without.acc_norm == np.mean([row.correct_norm for row in clean])
+    assert without.acc_stderr == standard_error(np.array([row.correct for row in clean], dtype=float), [None] * 9)
+    nothing = score("mmlu", {item.id: "drop" for item in items["mmlu"].items})[0].without_touched
+    assert nothing == WithoutTouched(12, 0, 0, None, None, None, None)
+    write_scores(tmp_path, Scores("m", (), (whole, plain), 1.0), touched_rows)
+    assert read_scores(tmp_path).tasks == (whole, plain)
+    assert read_items(tmp_path).column("touched").to_pylist()[:4] == ["report", None, None, "report"]
+
+
+def test_evaluate_asks_the_corpora_for_touched_items(
+    corpus: Path, settings: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        step, "touched_items", lambda corpora: {"piqa": {str(list(corpora) == [corpus]): "x", "2": "cut"}}
+    )
+    inputs = {"evaluation": settings.model_copy(update={"tasks": ("piqa",)}), "held_out": {"domain": corpus}, "seed": 0}
+    (task,) = evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs).tasks
+    assert task.without_touched is not None
+    assert (task.without_touched.touched, task.without_touched.items) == (1, 11)
+    assert read_items(tmp_path / "scores").column("touched").null_count == len(TEXTS) + 11
+
+
+def test_scores_of_before_touched_items_were_known_are_read(tmp_path: Path) -> None:
+    score = TaskScore("piqa", 1, 1, "h", 0, 0.5, 1.0, 0.0, 1.0, 0.0, 0)
+    write_scores(tmp_path, Scores("m", (), (score,), 1.0), [ItemRow("piqa", None, "0", "0", correct=True)])
+    results = json.loads((tmp_path / "results.json").read_text())
+    del results["tasks"][0]["without_touched"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    pq.write_table(read_items(tmp_path).drop_columns("touched"), tmp_path / "items.parquet")
+    assert read_scores(tmp_path).tasks == (score,)
+    assert read_items(tmp_path).column("touched").to_pylist() == [None]
 
 
 def test_a_kill_leaves_nothing_and_the_next_run_all(

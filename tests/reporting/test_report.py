@@ -230,6 +230,25 @@ def test_no_general_corpus_and_no_tasks_are_said(synthetic_run):
     assert "p (Holm)" not in text
 
 
+def test_a_task_with_items_found_in_the_text_is_shown_with_and_without_them(synthetic_run):
+    run = synthetic_run
+    run.touched = 292
+    run.whole()
+    files = report(run.folder)
+    rows = {(row.measure, row.metric): row for row in files.summary[-1].rows}
+    whole, clean = rows["ARC easy", "acc"], rows["ARC easy without 292 found", "acc"]
+    assert (whole.verdict, whole.items) == ("gained", "300")
+    assert (clean.verdict, clean.items) == ("at chance", "8")
+    assert [row.measure for row in files.summary[-1].rows].count("MMLU") == 1
+    text = Page(files.html.read_text()).text
+    assert "ARC easy (acc) without 292 items found in the text, none left in training:" in text
+    assert "ARC easy (acc): " in text
+    tally = re.search(r"Task scores, 4 in all: (.*?)\.", text)[1]
+    assert "at chance" in tally
+    assert "gained" not in tally
+    assert "ARC easy without 292 found" in files.markdown.read_text()
+
+
 def test_a_report_leaves_no_figure_of_an_older_one(synthetic_run):
     run = synthetic_run.whole()
     report(run.folder)

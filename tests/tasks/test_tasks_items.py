@@ -10,8 +10,8 @@ from onward.errors import UserError
 from onward.recipe import TASKS
 from onward.tasks import TaskItems, load_items
 from onward.tasks.harness import definitions, open_task
-from onward.tasks.parts import spread
 from onward.tasks.local import read_local
+from onward.tasks.parts import spread
 
 TOTALS = dict(zip(TASKS, (14042, 2376, 1172, 10042, 1267, 3270, 1838), strict=True))
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from onward.corpus.engine import processes
@@ -28,7 +29,7 @@ class Background:
         if self._process.is_alive():
             return
         self._process.join()
-        if self._messages.poll():
+        with suppress(EOFError):  # it ended without a word
             raise self._messages.recv()
         if self._process.exitcode:
             got = f"exit code {self._process.exitcode}"

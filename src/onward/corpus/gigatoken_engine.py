@@ -10,14 +10,11 @@ import json
 import re
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import gigatoken
 
 MEMORY_BYTES = 256_000_000
 """Growth of the process after which the tokenizer is made anew: prose stays at 30 MB; 25 MB of random letters are
@@ -41,7 +38,7 @@ class Gigatoken:
         self._json = json.dumps(content | {"added_tokens": [token for token in added if not token["special"]]})
         self._doubtful = _unassigned().copy()
         self._doubtful[[ord(character) for character in exceptions]] = True
-        self._tokenizer = self._make()
+        self._make()
 
     def left_to_reference(self, documents: list[bytes]) -> list[int]:
         """Return which documents (UTF-8) spell out a special token, or hold a character that the two may differ on."""
@@ -79,16 +76,15 @@ class Gigatoken:
     def _bound_memory(self) -> None:
         self._encoded_bytes = 0
         if _resident_bytes() - self._resident_bytes > MEMORY_BYTES:
-            self._tokenizer = self._make()
+            del self._tokenizer  # its memory is to be free before the new one is measured
+            self._make()
 
-    def _make(self) -> "gigatoken.Tokenizer":
+    def _make(self) -> None:
         from gigatoken import Tokenizer
 
-        self._tokenizer: Any = None  # the old one's memory is free before the new one is measured
-        tokenizer = Tokenizer.from_json(self._json)
+        self._tokenizer = Tokenizer.from_json(self._json)
         self._encoded_bytes = 0
         self._resident_bytes = _resident_bytes()
-        return tokenizer
 
 
 def _resident_bytes() -> int:

@@ -6,6 +6,9 @@ from typing import Any
 from onward.corpus.ledger import Ledger
 from onward.corpus.survey import Origins, Spread
 
+ACTIONS = {"drop": "document dropped", "cut": "passage cut out", "report": "left in the text"}
+"""What was done about a benchmark item, in words."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -106,6 +106,11 @@ def find_corpora(place: str, runs: Path) -> dict[str, Path]:
     return corpora
 
 
+def can_be_inspected(folder: Path) -> bool:
+    """Whether a folder is a whole corpus of this version."""
+    return (folder / MANIFEST).is_file() and (folder / FACTS_FILE).is_file()
+
+
 def _facts(folder: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """Return facts.json, and what the corpus was made from."""
     manifest = read_manifest(folder)

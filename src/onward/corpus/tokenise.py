@@ -228,7 +228,7 @@ def token_reasons(
     (None: off). BOS and EOS are not counted.
     """
     found = np.full(len(encoded), -1, dtype=np.int8)
-    tokens = encoded.lengths() - (1 if tokenizer.bos_id is None else 2)
+    tokens = encoded.lengths() - 1
     if minimum_bytes is not None:
         found[sizes < minimum_bytes * tokens] = 2
     if tokenizer.unknown_id is not None:

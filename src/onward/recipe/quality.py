@@ -92,8 +92,8 @@ class GopherRepetition(Section):
 class C4(Section):
     """C4's rules (arXiv 1910.10683, section 2.2), as datatrove applies them: line by line, then the document.
 
-    Lines that a rule speaks against are taken out of the document; a rule with `true` or `null` is on or off. The list of
-    bad words is left out, as datatrove leaves it to a filter of its own.
+    Lines that a rule speaks against are taken out of the document. `true` and `null` switch a rule without a threshold on
+    and off. The list of bad words is left out, as datatrove leaves it to a filter of its own.
     """
 
     terminal_punctuation: bool | None = True

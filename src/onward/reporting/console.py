@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onward.corpus.inspected import Inspection, Measured, Packed, Repeats, TaskHits
+from onward.corpus.inspected import ACTIONS, Inspection, Measured, Packed, Repeats, TaskHits
 from onward.corpus.ledger import Ledger
 from onward.corpus.survey import Origins, Spread
 
-_BAR = 24
+_BAR = 22
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _SHOWN_CLUSTERS = 5
@@ -36,7 +38,7 @@ def ledger_view(title: str, ledger: Ledger) -> RenderableType:
     lines.append(f"{ledger.padding_tokens:,} places padded ({percent(ledger.padding_tokens, places)})")
     if ledger.cut_tokens:
         lines.append(f"{ledger.cut_tokens:,} tokens cut off")
-    return Group(table, *(Text(f" {line}") for line in lines))
+    return Group(table, *map(_note, lines))
 
 
 def inspection_view(title: str, inspection: Inspection) -> Iterator[RenderableType]:
@@ -82,6 +84,13 @@ def range_text(spread: Spread, place: int) -> str:
     return f"{low:,}–{high:,}" if high > low else f"{low:,}"
 
 
+def common_folder(names: Sequence[str]) -> str:
+    """Return the folder that all names lie in, with its last slash; empty where there is none."""
+    levels = zip(*(name.split("/")[:-1] for name in names), strict=False)
+    shared = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return "".join(f"{part}/" for part in shared) if len(shared) > 1 else ""
+
+
 def screened(text: str) -> str:
     """Return a text on one line that cannot command a terminal: line ends become ↵, control characters �."""
     lines = (" ".join(line.split()) for line in text.splitlines())
@@ -95,11 +104,15 @@ def _plain(text: str) -> Text:
 
 def _table(title: str, headers: Sequence[str], left: Iterable[str] = ()) -> Table:
     """Open a table; the first column and those in `left` are set to the left, the others to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+    table = Table(title=screened(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
         to_left = place == 0 or header in left
-        table.add_column(header, justify="left" if to_left else "right", no_wrap=not to_left, overflow="fold")
+        table.add_column(header, justify="left" if to_left else "right", no_wrap=place > 0, overflow="fold")
     return table
+
+
+def _note(text: str, indent: int = 1) -> RenderableType:
+    return Padding(Text(screened(text)), (0, 0, 0, indent))
 
 
 def _engine_view(inspection: Inspection) -> RenderableType:
@@ -120,13 +133,13 @@ def _engine_view(inspection: Inspection) -> RenderableType:
 
 def _packing_view(packed: Packed, ledger: Ledger) -> RenderableType:
     spread = packed.pieces_per_sequence
-    table = _table(f"packing: {packed.mode}", ("documents and pieces in a sequence", "sequences", "share", ""), ("",))
+    table = _table(f"packing: {packed.mode}", ("pieces in a sequence", "sequences", "share", ""), ("",))
     most = max(spread.documents, default=1)
     for place, count in enumerate(spread.documents):
         table.add_row(range_text(spread, place), f"{count:,}", percent(count, ledger.sequences), bar(count / most))
     mean = packed.pieces / max(ledger.sequences, 1)
-    text = f" {mean:.2f} in a sequence on average; {packed.cut_documents:,} documents were cut into pieces"
-    return Group(table, Text(text))
+    text = f"{mean:.2f} in a sequence on average; {_documents(packed.cut_documents)} cut into pieces"
+    return Group(table, _note(text))
 
 
 def _lengths_view(lengths: Spread) -> RenderableType:
@@ -135,7 +148,7 @@ def _lengths_view(lengths: Spread) -> RenderableType:
     for place, count in enumerate(lengths.documents):
         share = percent(lengths.tokens[place], tokens)
         table.add_row(range_text(lengths, place), f"{count:,}", percent(count, whole), bar(count / most), share)
-    return Group(table, Text(f" {_quantile_text(lengths, '{:,.0f}', ' tokens')}"))
+    return Group(table, _note(_quantile_text(lengths, "{:,.0f}", " tokens")))
 
 
 def _ratios_view(inspection: Inspection) -> RenderableType:
@@ -144,7 +157,7 @@ def _ratios_view(inspection: Inspection) -> RenderableType:
     most, whole = max(ratios.documents, default=1), sum(ratios.documents)
     for place, count in enumerate(ratios.documents):
         table.add_row(f"{ratios.lower[place]:.2f}", f"{count:,}", percent(count, whole), bar(count / most))
-    return Group(table, Text(f" {_quantile_text(ratios, '{:.2f}', '')}"))
+    return Group(table, _note(_quantile_text(ratios, "{:.2f}", "")))
 
 
 def _quantile_text(spread: Spread, form: str, unit: str) -> str:
@@ -157,17 +170,28 @@ def _quantile_text(spread: Spread, form: str, unit: str) -> str:
 
 
 def _measures_view(measures: Sequence[Measured]) -> RenderableType:
-    headers = ("rule", "allows", "beyond", "share", "from 0 │ to twice that")
+    headers = ("rule", "allows", "beyond", "share", f"0{'':9}│{'':8}2×")
     table = _table("what the quality rules measured", headers, headers[-1:])
-    for measure in sorted(measures, key=lambda m: (-m.beyond, m.rule)):
-        allowed = f"{'at most' if measure.is_maximum else 'at least'} {measure.threshold:g}"
+    families: dict[str, None] = {}
+    for measure in sorted(measures, key=lambda m: (m.rule.partition(": ")[0], -m.beyond, m.rule)):
+        family, _, rule = measure.rule.rpartition(": ")
+        if family and family not in families:
+            families[family] = None
+            table.add_row(_plain(family))
+        allowed = f"{'≤' if measure.is_maximum else '≥'} {measure.threshold:,g}"
         share = percent(measure.beyond, sum(measure.counts))
-        table.add_row(_plain(measure.rule), allowed, f"{measure.beyond:,}", share, _sparkline(measure))
+        table.add_row(
+            Padding(_plain(rule), (0, 0, 0, 2 if family else 0)),
+            allowed,
+            f"{measure.beyond:,}",
+            share,
+            _sparkline(measure),
+        )
     text = (
-        " All documents, whichever rule dropped them; the last place of a row holds all larger values.\n"
-        " Values equal to a maximum are counted with those beyond it."
+        "Of all documents, whichever rule dropped them: from 0 to twice the threshold │, in the last place all larger "
+        "values. Those that equal a maximum are counted beyond it."
     )
-    return Group(table, Text(text))
+    return Group(table, _note(text))
 
 
 def _sparkline(measure: Measured) -> Text:
@@ -186,37 +210,40 @@ def _origins_view(name: str, origins: Origins, tokens: int) -> RenderableType:
     """Show the names with the most tokens, and say how many are not shown."""
     more = "more than " if origins.missed_tokens else ""
     shown = origins.rows[:_SHOWN_ORIGINS]
-    table = _table(f"{name}: {more}{origins.distinct:,}", ("", "documents", "bytes", "tokens", "share"))
+    folder = common_folder([row.name for row in origins.rows])
+    where = f", in {folder}" if folder else ""
+    table = _table(f"{name}: {more}{origins.distinct:,}{where}", ("", "documents", "bytes", "tokens", "share"))
     for row in shown:
         numbers = (f"{row.documents:,}", f"{row.bytes:,}", f"{row.tokens:,}")
-        table.add_row(_plain(row.name), *numbers, percent(row.tokens, tokens))
+        table.add_row(_plain(row.name.removeprefix(folder)), *numbers, percent(row.tokens, tokens))
     lines = []
     if origins.distinct > len(shown):
         rest = tokens - sum(row.tokens for row in shown)
-        lines.append(f" all others: {rest:,} tokens ({percent(rest, tokens)})")
+        lines.append(f"all others: {rest:,} tokens ({percent(rest, tokens)})")
     if origins.missed_tokens:
-        lines.append(f" There are too many to count each: any may have up to {origins.missed_tokens:,} tokens more.")
-    return Group(table, *map(Text, lines))
+        lines.append(f"There are too many to count each: any may have up to {origins.missed_tokens:,} tokens more.")
+    return Group(table, *map(_note, lines))
 
 
 def _repeats_view(name: str, repeats: Repeats) -> RenderableType:
     """Show the documents that stayed for most others, with examples of those removed."""
-    parts: list[RenderableType] = [Text(f"{name}: {repeats.documents:,} documents removed", style="bold")]
-    kept = f"{repeats.bytes:,} bytes; {repeats.clusters:,} documents stayed for them"
-    parts.append(Text(f" {kept}{f', {repeats.elsewhere:,} are in another corpus' if repeats.elsewhere else ''}"))
+    parts: list[RenderableType] = [Text(f"{name}: {_documents(repeats.documents)} removed", style="bold")]
+    kept = f"{repeats.bytes:,} bytes; {_documents(repeats.clusters)} stayed for them"
+    parts.append(_note(f"{kept}{f', {repeats.elsewhere:,} are in another corpus' if repeats.elsewhere else ''}"))
     if repeats.listed < repeats.documents:
-        parts.append(Text(f" Only the first {repeats.listed:,} are listed, and described here."))
+        parts.append(_note(f"Only the first {repeats.listed:,} are listed, and described here."))
     shown = repeats.largest[:_SHOWN_CLUSTERS]
     if len(shown) < repeats.clusters:
-        parts.append(Text(f" The {len(shown)} that stayed for most:"))
+        parts.append(_note(f"The {len(shown)} that stayed for most:"))
     for cluster in shown:
         side = " (held out)" if cluster.is_held_out else ""
         parts.append(_headed(f"{cluster.removed:,} removed for {cluster.id}{side}", cluster.source, cluster.excerpt, 1))
         for removed in cluster.examples:
             bands = f", {removed.bands} bands equal" if removed.bands else ""
-            parts.append(_headed(f"{removed.id}{bands}", removed.source, removed.excerpt, 4))
+            excerpt = removed.excerpt if removed.bands else ""  # an exact duplicate says the same
+            parts.append(_headed(f"{removed.id}{bands}", removed.source, excerpt, 4))
         if cluster.removed > len(cluster.examples) > 0:
-            parts.append(Text(f"    and {cluster.removed - len(cluster.examples):,} more"))
+            parts.append(_note(f"and {cluster.removed - len(cluster.examples):,} more", 4))
     return Group(*parts)
 
 
@@ -227,7 +254,7 @@ def _contamination_view(tasks: Sequence[TaskHits]) -> RenderableType:
     parts: list[RenderableType] = [table]
     for task in tasks:
         for passage in task.passages:
-            share = f"{percent(passage.score, 1)} of its n-grams, {passage.action}"
+            share = f"{percent(passage.score, 1)} of its n-grams, {ACTIONS[passage.action]}"
             parts.append(
                 _headed(f"{task.task} {passage.item}: {share}; in {passage.id}", passage.source, passage.excerpt, 1)
             )
@@ -243,17 +270,21 @@ def _samples_view(inspection: Inspection) -> Iterator[RenderableType]:
         yield Group(*parts)
     for rule in inspection.dropped:
         if rule.examples:
-            parts = [Text.assemble((f"dropped: {screened(rule.rule)}", "bold"), f", {rule.documents:,} documents")]
+            parts = [Text.assemble((f"dropped: {screened(rule.rule)}", "bold"), f", {_documents(rule.documents)}")]
             if rule.listed < rule.documents:
-                parts.append(Text(f" Chosen among the first {rule.listed:,}, which are listed."))
+                parts.append(_note(f"Chosen among the first {rule.listed:,}, which are listed."))
             parts += [_headed(example.id, example.source, example.excerpt, 1) for example in rule.examples]
             yield Group(*parts)
 
 
 def _headed(head: str, source: str, excerpt: str, indent: int) -> RenderableType:
-    """Show a document: what it is in one line, then how it begins."""
-    where = "" if source in head else f" ({source})"
-    body = [_plain(f"{head}{where}")]
+    """Show a document: what it is and the name of its file, then how it begins."""
+    where = "" if source in head else f" ({source.rpartition('/')[2]})"
+    body: list[RenderableType] = [_plain(f"{head}{where}")]
     if excerpt.strip():
-        body.append(Text(f"  {screened(excerpt)}", style="dim"))
+        body.append(Padding(Text(screened(excerpt), style="dim"), (0, 0, 0, 3)))
     return Padding(Group(*body), (0, 0, 0, indent))
+
+
+def _documents(number: int) -> str:
+    return f"{number:,} document{'' if number == 1 else 's'}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onward.analysis import Comparison, sentence
 from onward.analysis.difference import BITS_PER_BYTE
-from onward.analysis.wording import percent, task_tally, title
+from onward.analysis.wording import task_tally
 from onward.recipe import format_seconds, format_tokens
 from onward.reporting.figures import Figure
 from onward.reporting.run_files import RunFiles

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from onward.analysis.wording import percent, title
-from onward.corpus.inspected import Inspection, Repeats
+from onward.corpus.inspected import ACTIONS, Inspection, Repeats
 from onward.corpus.survey import Origins
 from onward.reporting.content import CorpusSection, Table
 from onward.reporting.corpus_figures import length_figure, measure_figure
@@ -110,7 +110,13 @@ def _contamination_tables(inspection: Inspection) -> list[Table]:
     headers = ("task", "items found", "still in the text", "in documents")
     found = Table("Benchmark items in the text", headers, (False, True, True, True), rows)
     passages = tuple(
-        (f"{title(task.task)} {passage.item}", percent(passage.score), passage.action, passage.id, passage.excerpt)
+        (
+            f"{title(task.task)} {passage.item}",
+            percent(passage.score),
+            ACTIONS[passage.action],
+            passage.id,
+            passage.excerpt,
+        )
         for task in tasks
         for passage in task.passages
     )

@@ -32,9 +32,7 @@ def _length_picture(lengths: Spread, width: int, caption: str) -> str:
         rectangle(x(edge) + 1, y(share), x(edge + 1) - x(edge) - 2, bottom - y(share), "bar")
         for edge, share in zip(edges, documents, strict=True)
     ]
-    corners = [
-        (x(edge + end), y(share)) for edge, share in zip(edges, tokens, strict=True) for end in (0.0, 1.0)
-    ]
+    corners = [(x(edge + end), y(share)) for edge, share in zip(edges, tokens, strict=True) for end in (0.0, 1.0)]
     parts.append(path([(left, bottom), *corners, (right, bottom)], "smooth"))
     parts.append(line(left, bottom, right, bottom, "axis"))
     step = max(1, math.ceil(len(edges) / (14 if width == WIDE else 6)))
@@ -67,14 +65,14 @@ def measure_figure(role: str, measures: Sequence[Measured]) -> Figure:
 
 def _measure_picture(measures: Sequence[Measured], width: int, caption: str) -> str:
     wide = width == WIDE
-    pitch, height, top = (34, 24, 8) if wide else (58, 26, 10)
+    pitch, height, top = (34, 24, 0) if wide else (58, 26, 0)
     left, right = (330, width - 148) if wide else (14, width - 14)
     parts: list[str] = []
     bottom = float(top)
     for measure in measures:
         bottom += pitch
         parts += _measure_row(measure, (left, right), bottom, height)
-        allowed = f"{'at most' if measure.is_maximum else 'at least'} {measure.threshold:g}"
+        allowed = f"{'at most' if measure.is_maximum else 'at least'} {measure.threshold:,g}"
         share = f"{100 * measure.beyond / max(1, sum(measure.counts)):.1f} %"
         kind = "value lost" if measure.beyond else "tick"
         if wide:

@@ -1,9 +1,9 @@
 """Dress the report as Markdown, for repositories, reviews and terminals."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from onward.reporting.content import Content, FactList, Table
+from onward.reporting.content import Content, CorpusSection, FactList, Table
 from onward.reporting.figures import Figure
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
@@ -24,11 +24,19 @@ def render_markdown(content: Content) -> str:
     parts += [_facts(content.run), "## Training"]
     parts.append("No step has been recorded." if content.training is None else _figure(content.training))
     parts += [_bullets(content.training_notes), "## Corpora"]
-    parts += [_table(table) for table in content.ledgers] or ["No corpus has been prepared."]
-    parts.append(_bullets(content.ledger_notes))
+    parts += [part for corpus in content.corpora for part in _corpus(corpus)] or ["No corpus has been prepared."]
     parts += ["## Checkpoints", "None yet." if content.checkpoints is None else _table(content.checkpoints, False)]
     parts += [_facts(content.environment), _facts(content.fingerprints), "## Recipe", _fenced(content.recipe)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _corpus(corpus: CorpusSection) -> Iterator[str]:
+    """Yield a corpus without its examples, which are for the page: they are long, and of other people's text."""
+    yield f"### {plain(corpus.heading)}"
+    yield from map(_table, corpus.ledgers)
+    yield from map(_figure, corpus.figures)
+    yield from map(_table, corpus.tables)
+    yield _bullets(corpus.notes)
 
 
 def _bullets(texts: Iterable[str]) -> str:

@@ -58,12 +58,13 @@ def report(run_folder: Path, progress: Progress | None = None) -> ReportFiles:
     figures = _figures(run, findings, curve)
     summary = tuple(map(_summary, findings.stages))
     page = _content(run, findings, summary, curve, figures)
+    pictures = (*figures, *(figure for section in page.corpora for figure in section.figures))
     folder = run_folder / "report"
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-        for stale in {path.name for path in folder.glob("*.svg")} - {f"{figure.name}.svg" for figure in figures}:
+        for stale in {path.name for path in folder.glob("*.svg")} - {f"{figure.name}.svg" for figure in pictures}:
             (folder / stale).unlink()
-        for figure in figures:
+        for figure in pictures:
             write_text(folder / f"{figure.name}.svg", standalone(figure.wide, WIDE))
         write_text(folder / "report.md", render_markdown(page))
         write_text(folder / "index.html", render_page(page))

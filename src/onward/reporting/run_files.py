@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onward.artifact import read_manifest
+from onward.corpus.inspected import Inspection
+from onward.corpus.inspection import can_be_inspected, inspect_corpus
 from onward.corpus.ledger import Ledger, read_ledger
 from onward.errors import UserError
 from onward.recipe import Recipe, load_recipe
@@ -57,11 +59,15 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """A corpus artifact: its role in the run (`domain`, `general`), its fingerprint and its ledger."""
+    """A corpus artifact: its role in the run (`domain`, `general`), its fingerprint, ledger, and what is in it.
+
+    inspection: None where only the ledger is left, or the corpus is of an older version.
+    """
 
     role: str
     fingerprint: str
     ledger: Ledger
+    inspection: Inspection | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def _base(recipe: Recipe, recorded: Mapping[str, Any], folder: Path) -> BaseFact
 def _corpora(folder: Path, places: Mapping[str, str | None]) -> tuple[CorpusFacts, ...]:
     present = {role: folder / place for role, place in places.items() if place}
     return tuple(
-        CorpusFacts(role, place.name, read_ledger(place))
+        CorpusFacts(role, place.name, read_ledger(place), inspect_corpus(place) if can_be_inspected(place) else None)
         for role, place in present.items()
         if (place / "ledger.json").is_file()
     )

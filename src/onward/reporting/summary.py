@@ -57,5 +57,5 @@ def _row(difference: Difference) -> SummaryRow:
     values = (before, after, change, interval, p_value, f"{difference.items:,}", flips)
     measure = title(difference.name)
     if difference.touched:
-        measure += f" without {difference.touched:,} found in the text"
+        measure += f" without {difference.touched:,} found"
     return SummaryRow(measure, difference.metric, *values, difference.verdict)

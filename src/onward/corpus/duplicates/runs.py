@@ -4,6 +4,7 @@ A run is a NumPy array uint64[keys, 2] of (key, value), ascending by key, every 
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,11 +19,11 @@ from onward.errors import UserError
 Pairs = NDArray[np.uint64]
 
 _PAIR_BYTES = 16
-PAGE_KEYS = 512
-"""Keys read at once for a look-up: 8 kB. The first key of every page stays in memory, 16 MB for a billion keys."""
+PAGE_KEYS = 256
+"""Keys read at once for a look-up: 4 kB. The first key of every page stays in memory, 31 MB for a billion keys."""
 _PAGES_AT_ONCE = 1024
 PIECE_KEYS = 1 << 16
-"""Keys read or written at once: 1 MB."""
+"""Keys read or written at once, whole pages: 1 MB."""
 
 
 class Run:
@@ -51,8 +52,12 @@ class Run:
 
     def pieces(self) -> Iterator[Pairs]:
         """Return all pairs in order, a bounded number at a time."""
+        first_keys = [np.empty(0, dtype=np.uint64)]
         for begin in range(0, self.size, PIECE_KEYS):
-            yield self._read(begin, min(PIECE_KEYS, self.size - begin))
+            piece = self._read(begin, min(PIECE_KEYS, self.size - begin))
+            first_keys.append(piece[::PAGE_KEYS, 0].copy())  # a view would keep the whole piece
+            yield piece
+        self._first_keys = np.concatenate(first_keys)
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the value of every key, -1 for those that are not there."""
@@ -67,8 +72,10 @@ class Run:
         return values
 
     def _index(self) -> NDArray[np.uint64]:
+        """Return the first key of every page; known from when all was read last, else all is read once."""
         if self._first_keys is None:
-            self._first_keys = np.concatenate([piece[::PAGE_KEYS, 0] for piece in self.pieces()])
+            deque(self.pieces(), maxlen=0)
+        assert self._first_keys is not None
         return self._first_keys
 
     def _read_pages(self, pages: NDArray[np.int64]) -> tuple[Pairs, NDArray[np.int64]]:

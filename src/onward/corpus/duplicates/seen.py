@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from onward.corpus.duplicates.filter import Filter
+from onward.corpus.duplicates.cold import LARGEST_FILTER_BYTES, Cold
 from onward.corpus.duplicates.recent import Recent, enter, find
 from onward.corpus.duplicates.run_folder import RunFolder
 from onward.corpus.duplicates.runs import open_runs
@@ -29,10 +29,6 @@ other way round (told only where same texts are kept)."""
 
 RECENT_KEYS = 1 << 22
 """Keys in memory: 128 MB, those of about 1 GB of text."""
-SMALLEST_FILTER_BYTES, LARGEST_FILTER_BYTES = 1 << 16, 1 << 28
-"""The filter doubles until 256 MB, which is enough for 130 million keys (30 GB of text); beyond it new keys are looked
-up on disk in vain ever more often, 1 in 100 at 200 million, 1 in 10 at 450 million."""
-_FILTER_BITS_PER_KEY = 24
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Seen:
     ) -> None:
         assert columns >= 1
         self._columns, self._exact = columns, exact
-        self._recent_keys, self._largest_filter_bytes = recent_keys, largest_filter_bytes
+        self._recent_keys = recent_keys
         self._block = blocks
         self._recent = Recent()
         self._written = 0
@@ -84,10 +80,7 @@ class Seen:
         except UserError:
             self._folder.close()
             raise
-        self._cold = sum(run.size for run in (*self._others, *self._folder.runs))
-        self._filter = Filter(SMALLEST_FILTER_BYTES)
-        if self._cold:
-            self._fill_filter()
+        self._cold = Cold(self._others, self._folder, largest_filter_bytes)
 
     def sort(self, keys: NDArray[np.uint64], values: NDArray[np.int64], alive: NDArray[np.bool_]) -> Matches:
         """Return what documents are duplicates of, and add those that are none.
@@ -132,62 +125,30 @@ class Seen:
         """Return for each key that is cold its corpus (their number for this one) and its value; else -1 and -1."""
         corpora = np.full(keys.shape, -1, dtype=np.int16)
         known = np.full(keys.shape, -1, dtype=np.int64)
-        if not self._cold:
+        if not len(self._cold):
             return corpora, known
         rows = np.flatnonzero(alive)
-        corpora[rows, 0], known[rows, 0] = self._find_cold(keys[rows, 0])
+        corpora[rows, 0], known[rows, 0] = self._cold.find(keys[rows, 0], rows)
         if self._columns > 1:
             decided = known[rows, 0] >= 0
             if not self._exact:
                 decided &= (known[rows, 0] ^ values[rows]) & 1 == 1
             rows = rows[~decided]  # the bands of a copy would all be found on disk, to no purpose
-            found = self._find_cold(keys[rows, 1:].ravel())
+            found = self._cold.find(keys[rows, 1:].ravel(), np.repeat(rows, self._columns - 1))
             corpora[rows, 1:], known[rows, 1:] = (column.reshape(len(rows), self._columns - 1) for column in found)
         return corpora, known
-
-    def _find_cold(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        corpora = np.full(len(keys), -1, dtype=np.int16)
-        values = np.full(len(keys), -1, dtype=np.int64)
-        places = self._filter.may_hold(keys)
-        own = len(self._others)
-        runs = sorted(self._folder.runs, key=lambda run: -run.size)  # most keys are found in the largest
-        for corpus, run in [*enumerate(self._others), *((own, run) for run in runs)]:
-            if not len(places):
-                break
-            found = run.find(keys[places])
-            values[places], is_there = found, found >= 0
-            corpora[places[is_there]] = corpus
-            places = places[~is_there]
-        return corpora, values
 
     def _make_cold(self) -> None:
         """Write what is not on disk yet, and empty the table in memory."""
         self._write()
-        self._cold += self._recent.size
-        if self._wanted_filter_bytes() > self._filter.size_bytes:
-            self._fill_filter()
-        else:
-            self._filter.add(self._recent.keys[: self._recent.size])
+        self._cold.add(self._recent.keys[: self._recent.size])
         self._recent.clear()
         self._written = 0
 
     def _write(self) -> None:
-        self._folder.add(self._block, self._recent.size - self._written, self._recent.ordered(self._written))
-        self._written = self._recent.size
-
-    def _wanted_filter_bytes(self) -> int:
-        wanted = SMALLEST_FILTER_BYTES
-        while wanted * 8 < self._cold * _FILTER_BITS_PER_KEY and wanted < self._largest_filter_bytes:
-            wanted *= 2
-        return wanted
-
-    def _fill_filter(self) -> None:
-        """Make the filter anew from all that is on disk."""
-        self._filter = Filter(SMALLEST_FILTER_BYTES)  # the old one is free before the new one is there
-        self._filter = Filter(self._wanted_filter_bytes())
-        for run in (*self._others, *self._folder.runs):
-            for piece in run.pieces():
-                self._filter.add(piece[:, 0])
+        if size := self._recent.size - self._written:
+            self._folder.add(self._block, size, self._recent.ordered(self._written))
+            self._written = self._recent.size
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

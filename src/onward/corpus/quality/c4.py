@@ -85,7 +85,7 @@ def c4_rules(left: LeftLines, rules: C4) -> Iterator[Rule]:
 
 
 def count_sentences(batch: TextBatch, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sentences of every document: int64[documents]. lines: int64[documents], each with a sentence at least."""
+    """Return the sentences of every document: int64[documents]; each of its lines (int64[documents]) has at least one."""
     words = split_words(batch)
     sentences = lines.copy()
     _count_sentences(batch.buffer, words.begin, words.end, words.marks, words.starts, sentences)
@@ -103,7 +103,7 @@ def _phrases() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint16]
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), begins, by_letter
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _take_out(buffer, starts, table, limits, texts, begins, by_letter, out, out_starts, lines, found):  # type: ignore[no-untyped-def]
     longest, citations, terminal, fewest, line_phrases, document_phrases = limits
     free = np.int64(0)
@@ -145,7 +145,7 @@ def _take_out(buffer, starts, table, limits, texts, begins, by_letter, out, out_
         out_starts[document + 1] = free
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _copy_line(buffer, low, high, table, citations, texts, begins, out, free):  # type: ignore[no-untyped-def]
     """Copy a line without citations; return the end of the copy, its words and the characters of the longest one."""
     num_words, length, longest = 0, 0, 0
@@ -168,7 +168,7 @@ def _copy_line(buffer, low, high, table, citations, texts, begins, out, free):  
     return free, num_words, longest
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _citation(buffer, low, high, table, texts, begins):  # type: ignore[no-untyped-def]
     """Return the byte behind [1], [edit] or [citation needed], or where it began."""
     at = low + 1
@@ -182,7 +182,7 @@ def _citation(buffer, low, high, table, texts, begins):  # type: ignore[no-untyp
     return low
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _stands_at(buffer, at, high, texts, begin, end, small):  # type: ignore[no-untyped-def]
     """Whether a phrase stands here. small: 0x20 to read capitals as small letters."""
     if high - at < end - begin:
@@ -196,7 +196,7 @@ def _stands_at(buffer, at, high, texts, begin, end, small):  # type: ignore[no-u
     return True
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _ending(out, begin, end):  # type: ignore[no-untyped-def]
     if end == begin:
         return 0
@@ -207,7 +207,7 @@ def _ending(out, begin, end):  # type: ignore[no-untyped-def]
     return _TERMINAL if last == ord("?") or last == ord("!") or last == ord('"') or last == ord("'") else 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _find(out, begin, end, texts, begins, by_letter, wanted):  # type: ignore[no-untyped-def]
     """Return which phrases stand in a line, as bits."""
     found = np.int64(0)
@@ -222,7 +222,7 @@ def _find(out, begin, end, texts, begins, by_letter, wanted):  # type: ignore[no
     return found
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _count_sentences(buffer, begin, end, marks, starts, sentences):  # type: ignore[no-untyped-def]
     for document in range(len(starts) - 1):
         is_over = False

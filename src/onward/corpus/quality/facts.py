@@ -74,4 +74,6 @@ def share(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
     written as a decimal exactly when the share does.
     """
     part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    quotient = np.full(len(part), np.nan)
+    np.divide(part, whole, out=quotient, where=whole > 0)
+    return quotient

@@ -1,6 +1,7 @@
 """Gopher's rules about words and about repetition (arXiv 2112.11446, appendix A1.1 and table A1)."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -59,25 +60,24 @@ def repetition_rules(facts: Facts, rules: GopherRepetition) -> Iterator[Rule]:
     yield _repetition("duplicate lines", again + (first & last), num_lines, rules.maximum_duplicate_lines)
     limit = rules.maximum_duplicate_line_characters
     yield _repetition("characters in duplicate lines", again_characters, characters, limit)
-    tops = (rules.maximum_top_2gram, rules.maximum_top_3gram, rules.maximum_top_4gram)
-    for n, limit in enumerate(tops, 2):
+    for n, limit in enumerate((rules.maximum_top_2gram, rules.maximum_top_3gram, rules.maximum_top_4gram), 2):
         yield _repetition(f"most frequent {n}-gram", repetition.top[:, n], characters, limit)
     for n, limit in enumerate(duplicate_ngram_limits(rules), 5):
         yield _repetition(f"duplicate {n}-grams", repetition.repeated[:, n], characters, limit)
 
 
-def duplicate_ngram_limits(rules: GopherRepetition) -> tuple[object, ...]:
+def duplicate_ngram_limits(rules: GopherRepetition) -> tuple[Fraction | None, ...]:
     """Return the limits of 5- to 10-grams."""
     few = (rules.maximum_duplicate_5grams, rules.maximum_duplicate_6grams, rules.maximum_duplicate_7grams)
     return *few, rules.maximum_duplicate_8grams, rules.maximum_duplicate_9grams, rules.maximum_duplicate_10grams
 
 
-def _repetition(name: str, part: NDArray[np.int64], whole: NDArray[np.int64], limit: object) -> Rule:
+def _repetition(name: str, part: NDArray[np.int64], whole: NDArray[np.int64], limit: Fraction | None) -> Rule:
     return Rule(f"gopher repetition: {name}", share(part, whole), _limit(limit), True)
 
 
-def _limit(limit: object) -> float | None:
-    return None if limit is None else float(limit)  # type: ignore[arg-type]
+def _limit(limit: Fraction | float | None) -> float | None:
+    return None if limit is None else float(limit)
 
 
 def _edge_feeds(facts: Facts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -93,7 +93,12 @@ def _edge_feeds(facts: Facts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 @cache
 def _stop_words() -> NDArray[np.uint64]:
-    return split_words(batch_of(STOP_WORDS)).exact
+    """Return the hashes of the stop words, each at the place that the last bits of its hash name: uint64[64]."""
+    table = np.zeros(64, dtype=np.uint64)
+    hashes = split_words(batch_of(STOP_WORDS)).exact
+    table[hashes & np.uint64(63)] = hashes
+    assert np.count_nonzero(table) == len(STOP_WORDS), "no two share a place"
+    return table
 
 
 def _word_counts(facts: Facts) -> NDArray[np.int64]:
@@ -109,27 +114,24 @@ def _line_counts(facts: Facts) -> NDArray[np.int64]:
     return counts
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _count_words(exact, characters, kind, marks, starts, stop_words, counts):  # type: ignore[no-untyped-def]
     for document in range(len(starts) - 1):
-        counted, length, letters, found = 0, 0, 0, 0
+        counted, length, letters, stops, found = 0, 0, 0, 0, np.uint64(0)
         for word in range(starts[document], starts[document + 1]):
             is_counted = 1 - (marks[word] & IS_PUNCTUATION)
             counted += is_counted
             length += is_counted * characters[word]
             letters += kind[word] == LETTERS
-            if 2 <= characters[word] <= 4:
-                for number in range(len(stop_words)):
-                    if exact[word] == stop_words[number]:
-                        found |= 1 << number
+            place = exact[word] & np.uint64(63)
+            if stop_words[place] == exact[word]:
+                stops += (found >> place) & np.uint64(1) == 0
+                found |= np.uint64(1) << place
         counts[document, _COUNTED], counts[document, _CHARACTERS] = counted, length
-        counts[document, _WITH_LETTER] = letters
-        while found:
-            counts[document, _STOP] += found & 1
-            found >>= 1
+        counts[document, _WITH_LETTER], counts[document, _STOP] = letters, stops
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _count_lines(buffer, text_starts, table, begin, end, inner_begin, inner_end, about, starts, feeds, counts):  # type: ignore[no-untyped-def]
     """Count lines as `str.splitlines` does, and what stands in them."""
     for document in range(len(starts) - 1):
@@ -148,21 +150,21 @@ def _count_lines(buffer, text_starts, table, begin, end, inner_begin, inner_end,
             if not about[line] & OTHER_BREAKS:
                 _mark(buffer, np.int64(inner_begin[line]), np.int64(inner_end[line]), count)
                 continue
-            at = low
+            at = np.int64(low)
             while at < high:
                 size = line_break(buffer, at, stop)
                 if size:
                     inner_low, inner_high = without_blanks(buffer, low, at, table)
                     _mark(buffer, inner_low, inner_high, count)
                     low = at + size
-                    # The last break of a document is followed by no line; \r\n is the line feed that is counted already.
+                    # Behind the last break of a document is no line, and the line feed of \r\n is counted already.
                     count[_LINES] += low <= high and low < stop
                 at += max(size, 1)
             inner_low, inner_high = without_blanks(buffer, low, high, table)
             _mark(buffer, inner_low, inner_high, count)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _ellipses(buffer, low, high):  # type: ignore[no-untyped-def]
     """Count runs of three periods and ellipsis characters."""
     number, periods = 0, 0
@@ -178,7 +180,7 @@ def _ellipses(buffer, low, high):  # type: ignore[no-untyped-def]
     return number
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _mark(buffer, low, high, count):  # type: ignore[no-untyped-def]
     """Count a line without white space at the ends if it begins with a bullet or ends with an ellipsis."""
     size = high - low

@@ -1,7 +1,7 @@
 """Repeated runs of words: the most frequent 2- to 4-grams, and the 5- to 10-grams seen before.
 
-An n-gram can only occur twice where both (n-1)-grams in it do, so after the pairs of words only places that are left are
-looked at: about a third of the text for three words, a tenth for five.
+An n-gram can only occur twice where both (n-1)-grams in it do, so after the pairs of words only the places that are left
+are looked at.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from onward.corpus.text.hashing import FACTOR, mixed
 from onward.corpus.text.words import Words
 
 LONGEST = 10
+SPARSE = 4
+"""A table has at least so many places for each n-gram."""
 TOP, REPEATED = range(2, 5), range(5, LONGEST + 1)
 """Sizes of which the most frequent n-gram is wanted, and sizes of which the repetition is."""
 
@@ -22,10 +24,10 @@ TOP, REPEATED = range(2, 5), range(5, LONGEST + 1)
 class Repetition:
     """Characters in n-grams. Both are int64[documents, 11], the column is n.
 
-    top: length of the most frequent n-gram, its words joined by one space, times its count; of the equally frequent ones
-    the first. repeated: characters of the words of n-grams seen earlier in the document. Reading goes on behind a
-    repeated n-gram, and the n-grams that begin inside it are neither counted nor remembered (datatrove's reading of
-    Gopher, arXiv 2112.11446 table A1).
+    top: length of the most frequent n-gram, its words joined by one space, times its count; of equally frequent ones the
+    first. repeated: characters of the words of n-grams seen earlier in the document. Reading goes on behind a repeated
+    n-gram, and the n-grams that begin inside it are neither counted nor remembered (datatrove's reading of Gopher, arXiv
+    2112.11446 table A1).
     """
 
     top: NDArray[np.int64]
@@ -37,21 +39,16 @@ def count_repetition(words: Words, longest: int = LONGEST) -> Repetition:
     documents = len(words.starts) - 1
     most = int(np.max(np.diff(words.starts), initial=1))
     top, repeated = (np.zeros((documents, LONGEST + 1), dtype=np.int64) for _ in range(2))
-    places, entries, numbers, first = (np.empty(most, dtype=np.int32) for _ in range(4))
-    hashes, keys = np.empty(most, dtype=np.uint64), np.empty(_capacity(most), dtype=np.uint64)
-    firsts, ends = np.empty(len(keys), dtype=np.int32), np.empty(most + 1, dtype=np.int64)
+    places, entries, numbers = (np.empty(most, dtype=np.int32) for _ in range(3))
+    hashes, firsts = np.empty(most, dtype=np.uint64), np.empty(2 * SPARSE * most, dtype=np.int32)
+    ends = np.empty(most + 1, dtype=np.int64)
     columns = (places, hashes, entries, numbers)
-    _count(words.exact, words.characters, words.starts, longest, ends, *columns, keys, firsts, top, repeated)
+    _count(words.exact, words.characters, words.starts, longest, ends, *columns, firsts, top, repeated)
     return Repetition(top, repeated)
 
 
-def _capacity(number: int) -> int:
-    """Places of a table that is at most half full: a power of two."""
-    return 1 << (2 * number - 1).bit_length()
-
-
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _count(exact, characters, starts, longest, ends, places, hashes, entries, numbers, keys, firsts, top, repeated):  # type: ignore[no-untyped-def]  # noqa: E501
+@njit(cache=True, nogil=True, _nrt=False)
+def _count(exact, characters, starts, longest, ends, places, hashes, entries, numbers, firsts, top, repeated):  # type: ignore[no-untyped-def]
     for document in range(len(starts) - 1):
         low, size = starts[document], starts[document + 1] - starts[document]
         ends[0] = 0
@@ -62,52 +59,55 @@ def _count(exact, characters, starts, longest, ends, places, hashes, entries, nu
             places[place] = place
             hashes[place] = mixed(exact[low + place] * FACTOR, exact[low + place + 1])
         for n in range(2, min(longest, size) + 1):
-            best, number = _look_up(places, hashes, entries, numbers, left, keys, firsts)
+            best, number = _look_up(places, hashes, entries, numbers, left, firsts)
             if n <= 4:
                 top[document, n] = (ends[best + n] - ends[best] + n - 1) * number
             else:
                 repeated[document, n] = _read_on(places, entries, numbers, left, n, ends)
+            while left > 1 and places[left - 2] + n >= size:  # no longer n-gram begins there
+                left -= 1
             kept = 0
             for k in range(left - 1):
                 place = places[k]
-                if numbers[entries[k]] == 1 or numbers[entries[k + 1]] == 1 or places[k + 1] != place + 1:
-                    continue
-                if place + n < size:
-                    places[kept] = place
-                    hashes[kept] = mixed(hashes[k], exact[low + place + n])
-                    kept += 1
+                is_left = (numbers[entries[k]] != 1) & (numbers[entries[k + 1]] != 1) & (places[k + 1] == place + 1)
+                places[kept] = place
+                hashes[kept] = mixed(hashes[k], exact[low + place + n])
+                kept += is_left
             left = np.int64(kept)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _look_up(places, hashes, entries, numbers, left, keys, firsts):  # type: ignore[no-untyped-def]
+@njit(cache=True, _nrt=False)
+def _look_up(places, hashes, entries, numbers, left, firsts):  # type: ignore[no-untyped-def]
     """Give every n-gram the entry of the first like it and count it there; return the most frequent one and its count.
 
     The document's first n-gram stands for all that occur once.
     """
     bits = 1
-    while (1 << bits) < 2 * left:
+    while (1 << bits) < SPARSE * left:
         bits += 1
     mask, shift = (1 << bits) - 1, np.uint64(64 - bits)
-    keys[: mask + 1] = 0
-    best, number = np.int64(0), np.int64(1)
+    firsts[: mask + 1] = -1
+    best, number = np.int64(0), np.int32(1)
     for k in range(left):
-        key = hashes[k] | np.uint64(1)  # zero is an empty place
+        # Whether an n-gram is new cannot be guessed, so nothing here branches on it: `&` and not `and`, and a count
+        # that is set to nothing whether it will be used or not.
+        key = hashes[k]
         slot = np.int64((key * FACTOR) >> shift)
-        while keys[slot] != key and keys[slot] != 0:
+        while (firsts[slot] >= 0) & (hashes[firsts[slot]] != key):
             slot = (slot + 1) & mask
-        if keys[slot] == 0:
-            keys[slot], firsts[slot], entries[k], numbers[k] = key, k, k, 1
-            continue
-        entry = firsts[slot]
+        entry = np.int64(firsts[slot])
+        entry = np.int64(k) if entry < 0 else entry
+        firsts[slot] = entry
         entries[k] = entry
-        numbers[entry] += 1
-        if numbers[entry] > number or (numbers[entry] == number and places[entry] < best):
-            best, number = np.int64(places[entry]), np.int64(numbers[entry])
+        numbers[k] = 0
+        count = numbers[entry] + np.int32(1)
+        numbers[entry] = count
+        if count >= number and (count > number or places[entry] < best):
+            best, number = np.int64(places[entry]), count
     return best, number
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _read_on(places, entries, numbers, left, n, ends):  # type: ignore[no-untyped-def]
     """Count the characters of n-grams seen before; a negative count marks an n-gram as seen."""
     total, unread = np.int64(0), 0

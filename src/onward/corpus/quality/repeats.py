@@ -28,9 +28,9 @@ def paragraphs_of(lines: Lines) -> Paragraphs:
     number = len(lines.begin) + len(lines.line_feeds)
     characters, hashes = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.uint64)
     starts = np.zeros(len(lines.starts), dtype=np.int64)
-    places = (lines.begin, lines.end, lines.inner_begin, lines.inner_end, lines.starts)
-    measured = (lines.characters, lines.inner_characters, lines.hash, lines.inner_hash, lines.about)
-    count = _paragraphs(*places, *measured, characters, hashes, starts)
+    places = (lines.begin, lines.end, lines.inner_begin, lines.inner_end)
+    lengths, both_hashes = (lines.characters, lines.inner_characters), (lines.hash, lines.inner_hash)
+    count: int = _paragraphs(places, lengths, both_hashes, lines.about, lines.starts, characters, hashes, starts)
     return Paragraphs(characters[:count], hashes[:count], starts)
 
 
@@ -49,7 +49,7 @@ def per_document(values: NDArray[np.generic], starts: NDArray[np.int64]) -> NDAr
     return sums[starts[1:]] - sums[starts[:-1]]
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _seen_before(hashes, starts, keys, seen):  # type: ignore[no-untyped-def]
     for document in range(len(starts) - 1):
         low, high = starts[document], starts[document + 1]
@@ -67,9 +67,11 @@ def _seen_before(hashes, starts, keys, seen):  # type: ignore[no-untyped-def]
             keys[slot] = key
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _paragraphs(begin, end, inner_begin, inner_end, starts, characters, inner_characters, hashes, inner_hashes, about, out_characters, out_hashes, out_starts):  # type: ignore[no-untyped-def]  # noqa: E501
+@njit(cache=True, nogil=True, _nrt=False)
+def _paragraphs(places, lengths, both_hashes, about, starts, out_characters, out_hashes, out_starts):  # type: ignore[no-untyped-def]
     """Fill the columns; return the number of paragraphs."""
+    begin, end, inner_begin, inner_end = places
+    (characters, inner_characters), (hashes, inner_hashes) = lengths, both_hashes
     count = 0
     for document in range(len(starts) - 1):
         low, high = starts[document], starts[document + 1]

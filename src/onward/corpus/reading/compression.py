@@ -14,7 +14,7 @@ READ_BYTES = 1 << 18
 OUTPUT_BYTES = 1 << 20
 MAXIMUM_WINDOW_BYTES = 1 << 27
 """zstd keeps so much decompressed content at hand; its own tools take no more either unless they are told to."""
-_RUN_LENGTH, _HAS_CHECKSUM = 1, 4
+_RUN_LENGTH, _RESERVED, _BLOCK_BYTES, _HAS_CHECKSUM = 1, 3, 1 << 17, 4
 
 Block = tuple[int, bytes]
 """Offset of the frame in the stored file, and decompressed bytes of it: at most a megabyte, never of two frames."""
@@ -136,6 +136,8 @@ def _zstd(raw: IO[bytes], offset: int) -> Iterator[Block]:
             while not is_last:
                 facts = int.from_bytes(stored.see(3), "little")
                 is_last, kind, size = bool(facts & 1), facts >> 1 & 3, facts >> 3
+                if kind == _RESERVED or size > _BLOCK_BYTES:
+                    raise Unfit(DAMAGED)
                 if block := decompress(stored.take(3 + (1 if kind == _RUN_LENGTH else size))):
                     yield frame, block
             if descriptor & _HAS_CHECKSUM:

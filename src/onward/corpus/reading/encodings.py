@@ -16,12 +16,14 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _ASCII = bytes(range(128))
+_BEYOND_ASCII = bytes(range(128, 256))
 _META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([\w.:-]+)""", re.IGNORECASE)
 _META_BYTES = 4096
 _SAMPLE_BYTES = 1_000_000
 _EVIDENCE_BYTES = 16
 """Fewer bytes beyond ASCII say nothing: the detector finds a language for any two of them."""
+_MIXED_CHARACTERS = 8
 _COHERENCE = 0.15
 """Least likeness of the letters' frequencies to a language's; measured on ten languages in their 21 usual encodings:
 right 0.19 to 0.68, wrong (EUC-JP read as Big5) 0."""
@@ -56,45 +58,79 @@ def decoded(content: bytes, encoding: str | None) -> str:
 
 
 def decoded_page(content: bytes, encoding: str | None) -> str:
-    """Return the HTML of a page; without another sign its own declaration is believed where it can be true."""
+    """Return the HTML of a page; raises Unfit. What it declares goes before what the bytes look like."""
     try:
-        return decoded(content, encoding)
+        return decoded(content, encoding or _declared(content))
     except Unfit:
-        named = _META.search(content[:_META_BYTES]) or _XML.search(content[:_META_BYTES])
-        if encoding or named is None:
+        if encoding:
             raise
-        try:
-            name = codecs.lookup(named[1].decode()).name
-            # What pages call Latin-1 or ASCII is its Windows extension (WHATWG Encoding Standard, section 4.2).
-            return content.decode("cp1252" if name in ("iso8859-1", "ascii") else name)
-        except (LookupError, UnicodeError):
-            raise Unfit(NOT_UTF8) from None
+        return decoded(content, None)
+
+
+def _declared(content: bytes) -> str | None:
+    """Return the encoding that a page declares, where it can be believed: its bytes are not UTF-8 anyway."""
+    named = _META.search(content[:_META_BYTES]) or _XML.search(content[:_META_BYTES])
+    if named is None or by_mark(content):
+        return None
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        _refuse_nonsense(content)
+    else:
+        return None
+    try:
+        name = codecs.lookup(named[1].decode()).name
+    except LookupError:
+        return None
+    # What pages call Latin-1 or ASCII is its Windows extension (WHATWG Encoding Standard, section 4.2).
+    return "cp1252" if name in ("iso8859-1", "ascii") else name
+
+
+def _refuse_nonsense(content: bytes) -> None:
+    """Raise Unfit for binary content, and for UTF-8 among bytes that are none."""
+    if content.count(0) * BINARY_SHARE > len(content):
+        raise Unfit(BINARY)
+    if _is_mixed(content):
+        raise Unfit(MIXED_ENCODINGS)
 
 
 def _detected(content: bytes) -> str:
     """Return the encoding that the bytes speak for; raises Unfit when they are binary, mixed, or leave a doubt."""
-    if content.count(0) * BINARY_SHARE > len(content):
-        raise Unfit(BINARY)
-    lossy = content.decode(errors="replace")
-    lost = lossy.count("�")
-    if 4 * (sum(not character.isascii() for character in lossy) - lost) > lost:
-        raise Unfit(MIXED_ENCODINGS)  # GBK looks like UTF-8 in one character of ten by chance, others hardly ever
     from charset_normalizer import from_bytes
 
+    _refuse_nonsense(content)
     matches = list(from_bytes(content[:_SAMPLE_BYTES]))
-    evidence = len(content) - len(content.translate(None, bytes(range(128, 256))))
+    evidence = len(content) - len(content.translate(None, _BEYOND_ASCII))
     if matches and evidence >= _EVIDENCE_BYTES and matches[0].coherence >= _COHERENCE:
         best = matches[0]
         rivals = [match for match in matches if _is_as_good(match, best)]
         western = any("cp1252" in match.could_be_from_charset for match in rivals)
-        if western or len(rivals) == 1:
-            encoding = "cp1252" if western else best.encoding
-            try:
-                content.decode(encoding)
-            except UnicodeError:
-                raise Unfit(NOT_UTF8) from None
+        encoding = "cp1252" if western else best.encoding
+        if (western or len(rivals) == 1) and _is_in(content, encoding):
             return encoding
     raise Unfit(NOT_UTF8)
+
+
+def _is_in(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _is_mixed(content: bytes) -> bool:
+    """Whether bytes that are not UTF-8 as a whole are UTF-8 in part: in whole lines, or in most characters.
+
+    Chinese and Japanese encodings look like UTF-8 in some characters by chance, but not in all of a line.
+    """
+    in_whole_lines = in_all = lost = 0
+    for line in content.decode(errors="replace").splitlines():
+        bad = line.count("�")
+        good = len(line) - len(line.encode().translate(None, _BEYOND_ASCII)) - bad
+        in_all, lost = in_all + good, lost + bad
+        in_whole_lines += good if good > 1 and not bad else 0
+    return in_all > lost or in_whole_lines >= _MIXED_CHARACTERS
 
 
 def _is_as_good(match: "CharsetMatch", best: "CharsetMatch") -> bool:

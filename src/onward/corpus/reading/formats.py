@@ -23,7 +23,7 @@ _PACKAGES = {
     ".html": "trafilatura",
     ".htm": "trafilatura",
     ".xhtml": "trafilatura",
-    ".epub": "lxml",
+    ".epub": "trafilatura",
     ".pdf": "pypdfium2",
     ".docx": "mammoth",
 }

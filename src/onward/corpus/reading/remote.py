@@ -4,6 +4,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from onward.corpus.reading.inputs import InputFile
@@ -21,15 +22,23 @@ def patiently(action: Callable[[], Result], where: str) -> Result:
     for delay in (*RETRY_DELAYS_SECONDS, None):
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, UserError):
+        except (PermissionError, IsADirectoryError, ImportError, ValueError, UserError):
             raise
         except Exception as error:  # fsspec's back ends raise families (aiohttp, httpx, botocore) without common root
+            if isinstance(error, FileNotFoundError) and not _hides_failure(error):
+                raise
             if delay is None:
                 todo = "check the network and run again: finished work is kept"
                 got = f"{type(error).__name__}: {error}".removesuffix(": ")
                 raise UserError("a remote file cannot be read", where, got, todo=todo) from error
             time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _hides_failure(error: FileNotFoundError) -> bool:
+    """Whether fsspec says that there is no file because its server could not be asked (it does so for http)."""
+    cause = error.__cause__
+    return type(cause).__module__.startswith("aiohttp") and not 400 <= getattr(cause, "status", 0) < 500
 
 
 def pinned(filesystem: Any, path: str) -> str:
@@ -68,6 +77,7 @@ class RemoteFile(io.RawIOBase):
         self._size = file.size_bytes
         self._position = 0
         self._open: Any = None
+        self._is_stream = False
 
     def readable(self) -> bool:
         """It is."""
@@ -102,30 +112,42 @@ class RemoteFile(io.RawIOBase):
 
     def _drop(self) -> None:
         if self._open is not None:
-            self._open.close()
+            with suppress(Exception):  # a broken connection need not close well
+                self._open.close()
             self._open = None
 
     def _read(self, size: int) -> bytes:
         try:
             if self._open is None:
-                self._open = self._filesystem.open(self._path, "rb")
+                self._open = self._opened()
             if self._open.tell() != self._position:
                 self._go_to(self._position)
             block: bytes = self._open.read(size)
-            if not block and size and self._size is not None and self._position < self._size:
-                raise ConnectionError(f"the connection ended at byte {self._position} of {self._size}")
-            return block
-        except BaseException:
-            self._open = None
+        except BaseException as error:
+            self._drop()
+            if isinstance(error, ValueError) and not self._is_stream:
+                # The server takes no ranges: the file comes as one stream, again from its start after a failure.
+                self._is_stream = True
+                return self._read(size)
+            if isinstance(error, FileNotFoundError):  # it was there when the files were listed
+                raise ConnectionError(f"the file is not there any more ({error})") from error
             raise
+        if not block and size and self._size is not None and self._position < self._size:
+            self._drop()
+            raise ConnectionError(f"the connection ended at byte {self._position} of {self._size}")
+        return block
+
+    def _opened(self) -> Any:
+        return self._filesystem.open(self._path, "rb", **({"block_size": 0} if self._is_stream else {}))
 
     def _go_to(self, position: int) -> None:
-        """Seek; a server that only gives whole files is read again up to the place."""
+        """Seek; a stream is read up to the place, from its start if that lies before."""
         try:
             self._open.seek(position)
-        except (ValueError, NotImplementedError, OSError):
+        except (ValueError, NotImplementedError):
             if self._open.tell() > position:
-                self._open = self._filesystem.open(self._path, "rb")
+                self._drop()
+                self._open = self._opened()
             while (left := position - self._open.tell()) > 0:
                 if not self._open.read(min(left, _PASS_OVER_BYTES)):
                     raise ConnectionError(f"the connection ended at byte {self._open.tell()}") from None

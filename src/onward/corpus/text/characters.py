@@ -108,7 +108,7 @@ def read_only(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return view
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def flags_of(code, table):  # type: ignore[no-untyped-def]
     """Return the flags of a code point; above the table ideographs are letters, the rest is nothing."""
     if code < CODE_POINTS:
@@ -116,7 +116,7 @@ def flags_of(code, table):  # type: ignore[no-untyped-def]
     return np.uint16(LETTER) if code < 0x40000 else np.uint16(0)
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def code_point(buffer: NDArray[np.uint8], at: int) -> tuple[int, int]:
     """Return the code point that begins at byte `at` of valid UTF-8, and its number of bytes."""
     first = buffer[at]
@@ -131,7 +131,7 @@ def code_point(buffer: NDArray[np.uint8], at: int) -> tuple[int, int]:
     return high | ((np.int64(buffer[at + 2]) & 0x3F) << 6) | (np.int64(buffer[at + 3]) & 0x3F), 4
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def code_point_before(buffer: NDArray[np.uint8], end: int) -> tuple[int, int]:
     """Return the code point that ends before byte `end` of valid UTF-8, and its number of bytes."""
     at = end - 1

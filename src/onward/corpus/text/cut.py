@@ -42,11 +42,12 @@ class Cuts:
     plain: NDArray[np.uint8]
     starts: NDArray[np.int64]
 
+
 _ABBREVIATIONS = """
 Mr. Mrs. Ms. Dr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. Jr. St. Mt. Inc. Ltd. Co. co. Corp. Bros. vs. v.s. e.g.
 E.g. i.e. I.e. a.m. p.m. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec.
 Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Md. Mich. Minn. Miss.
-Mo. Mont. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. Wash. Wis. Ph.D. and/or w/o C++
+Mo. Mont. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. Wash. Wis. Ph.D. and/or w/o
 """
 _UNITS = """
 km m dm cm mm nm ha yd in ft kg g mg t lb oz kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % km/h m/s
@@ -98,7 +99,7 @@ def _bytes() -> NDArray[np.uint8]:
     return table
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _cut(buffer, starts, table, bytes_table, whole, units, lows, highs, kinds, begin, end, plain, stack, first):  # type: ignore[no-untyped-def]
     """Return the number of words, -1 where they are more than there is room for."""
     count = 0
@@ -133,7 +134,7 @@ def _cut(buffer, starts, table, bytes_table, whole, units, lows, highs, kinds, b
     return count
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _ends_plainly(buffer, low, letters, table):  # type: ignore[no-untyped-def]
     """Whether the only character behind letters is cut off: the usual case, decided without looking further."""
     last = buffer[letters]
@@ -142,7 +143,7 @@ def _ends_plainly(buffer, low, letters, table):  # type: ignore[no-untyped-def]
     return last < 0x80 and table[last] & EDGE
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _blank_or_end(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Return where the next white space begins, which is beyond ASCII here, or the end."""
     while low < high:
@@ -153,7 +154,7 @@ def _blank_or_end(buffer, low, high, table):  # type: ignore[no-untyped-def]
     return low
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _pieces(buffer, at, stop, bytes_table, lows, highs, kinds):  # type: ignore[no-untyped-def]
     """Find the next pieces between blanks; return their number and where to go on.
 
@@ -175,7 +176,7 @@ def _pieces(buffer, at, stop, bytes_table, lows, highs, kinds):  # type: ignore[
     return count, at
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _is_among(buffer, low, high, words):  # type: ignore[no-untyped-def]
     """Whether these bytes are one of the words of a lookup."""
     if high - low > 8 or high == low:
@@ -191,13 +192,11 @@ def _is_among(buffer, low, high, words):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count):  # type: ignore[no-untyped-def]
     """Cut what stands between white space; return the new number of words."""
     depth = 0
-    while low < high:
-        if _stays_whole(buffer, low, high, whole):
-            break
+    while low < high and not _is_abbreviation(buffer, low, high, whole):
         size = _prefix(buffer, low, high, table)
         if size:
             begin[count], end[count] = low, low + size
@@ -206,12 +205,7 @@ def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count)
             continue
         size = _suffix(buffer, low, high, table, units)
         if not size or size == high - low:
-            break
-        stack[depth] = high
-        depth += 1
-        high -= size
-    while low < high and not _stays_whole(buffer, low, high, whole):
-        size = _contraction(buffer, low, high)
+            size = _contraction(buffer, low, high)
         if not size:
             break
         stack[depth] = high
@@ -227,15 +221,17 @@ def _cut_piece(buffer, low, high, table, whole, units, begin, end, stack, count)
     return count
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _stays_whole(buffer, low, high, whole):  # type: ignore[no-untyped-def]
-    """An abbreviation, or an initial in small letters with its period."""
-    if high - low == 2 and buffer[high - 1] == ord(".") and ord("a") <= buffer[low] <= ord("z"):
+@njit(forceinline=True, cache=True, _nrt=False)
+def _is_abbreviation(buffer, low, high, whole):  # type: ignore[no-untyped-def]
+    """An abbreviation, or an initial in small letters, with its period."""
+    if buffer[high - 1] != ord("."):
+        return False
+    if high - low == 2 and ord("a") <= buffer[low] <= ord("z"):
         return True
     return _is_among(buffer, low, high, whole)
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _prefix(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Bytes to cut off at the beginning, 0 for none."""
     code, size = code_point(buffer, low)
@@ -249,7 +245,7 @@ def _prefix(buffer, low, high, table):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _periods(buffer, low, high):  # type: ignore[no-untyped-def]
     at = low
     while at < high and buffer[at] == ord("."):
@@ -257,7 +253,7 @@ def _periods(buffer, low, high):  # type: ignore[no-untyped-def]
     return at - low
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _suffix(buffer, low, high, table, units):  # type: ignore[no-untyped-def]
     """Bytes to cut off at the end, 0 for none."""
     code, size = code_point_before(buffer, high)
@@ -291,13 +287,11 @@ def _suffix(buffer, low, high, table, units):  # type: ignore[no-untyped-def]
     at = high
     while at > low and high - at <= 5 and not (buffer[at - 1] < 0x80 and table[buffer[at - 1]] & DIGIT):
         at -= 1
-    if at > low and at < high and buffer[at - 1] < 0x80 and table[buffer[at - 1]] & DIGIT:
-        if _is_among(buffer, at, high, units):
-            return high - at
-    return 0
+    is_behind_digit = low < at < high and buffer[at - 1] < 0x80 and table[buffer[at - 1]] & DIGIT
+    return high - at if is_behind_digit and _is_among(buffer, at, high, units) else 0
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _contraction(buffer, low, high):  # type: ignore[no-untyped-def]
     """Bytes of n't, 'll, 're, 've, 'd, 'm at the end, 0 for none."""
     for letters in range(1, 3):
@@ -308,31 +302,28 @@ def _contraction(buffer, low, high):  # type: ignore[no-untyped-def]
         if not width:
             continue
         first, last = buffer[end] | 0x20, buffer[high - 1] | 0x20
-        if letters == 1:
-            if last == ord("d") or last == ord("m"):
-                return width + 1
-            before = end - width - 1
-            if last == ord("t") and before > low and buffer[before] | 0x20 == ord("n"):
-                return width + 2
-        elif (first == ord("l") and last == ord("l")) or (last == ord("e") and (first == ord("r") or first == ord("v"))):
+        before = end - width - 1
+        if letters == 1 and (last == ord("d") or last == ord("m")):
+            return width + 1
+        if letters == 1 and last == ord("t") and before > low and buffer[before] | 0x20 == ord("n"):
+            return width + 2
+        is_re_or_ve = last == ord("e") and (first == ord("r") or first == ord("v"))
+        if letters == 2 and (is_re_or_ve or (first == ord("l") and last == ord("l"))):
             return width + 2
     return 0
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _cut_middle(buffer, low, high, table, whole, begin, end, count):  # type: ignore[no-untyped-def]
     """Cut inside what is left between prefixes and suffixes; return the new number of words."""
     start = at = low
     before = np.uint16(0)
-    checked = _stays_whole(buffer, low, high, whole)
-    while at < high and not (checked and start == low and at == low and _stays_whole(buffer, low, high, whole)):
+    while at < high:
         code, size = code_point(buffer, at)
         what = flags_of(code, table)
         width = _infix(buffer, at, high, size, code, what, before, table) if at > low else 0
-        if width and start == low and not checked:
-            checked = True
-            if _is_address(buffer, low, high, table):
-                break
+        if width and start == low and _stays_whole(buffer, low, high, table, whole):
+            break
         if width:
             if at > start:
                 begin[count], end[count] = start, at
@@ -348,23 +339,23 @@ def _cut_middle(buffer, low, high, table, whole, begin, end, count):  # type: ig
     return count
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[no-untyped-def]
     """Bytes of the word that cuts the middle of a piece in two at `at`, 0 for none."""
     if what & ICON or code == 0x2026:
         return size
     if what & (LETTER | DIGIT) or at + size >= high:
         return 0
-    after_code, after_size = code_point(buffer, at + size)
+    after_code, _ = code_point(buffer, at + size)
     after = flags_of(after_code, table)
     if code == ord("."):
         if after_code == ord("."):
             return _periods(buffer, at, high)
         return 1 if before & (LOWER | QUOTE) and after & (UPPER | QUOTE) else 0
     is_hyphen = code == ord("-") or code == 0x2013 or code == 0x2014 or code == ord("~")
-    if before & DIGIT and (code == ord("+") or code == ord("-") or code == ord("*") or code == ord("^")):
-        if after & DIGIT or after_code == ord("-"):
-            return 1
+    is_operator = code == ord("+") or code == ord("-") or code == ord("*") or code == ord("^")
+    if is_operator and before & DIGIT and (after & DIGIT or after_code == ord("-")):
+        return 1
     if code == ord(","):
         return 1 if before & LETTER and after & LETTER else 0
     if not before & (LETTER | DIGIT):
@@ -375,7 +366,7 @@ def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[n
             width += size
             if at + width >= high:
                 return 0
-            after_code, after_size = code_point(buffer, at + width)
+            after_code, _ = code_point(buffer, at + width)
             after = flags_of(after_code, table)
         return width if after & LETTER else 0
     if code == ord(":") or code == ord("<") or code == ord(">") or code == ord("=") or code == ord("/"):
@@ -383,24 +374,28 @@ def _infix(buffer, at, high, size, code, what, before, table):  # type: ignore[n
     return 0
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
+def _stays_whole(buffer, low, high, table, whole):  # type: ignore[no-untyped-def]
+    """An abbreviation with something in it that would cut it, or an address."""
+    return _is_among(buffer, low, high, whole) or _is_address(buffer, low, high, table)
+
+
+@njit(forceinline=True, cache=True, _nrt=False)
 def _is_address(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Whether this is [scheme://] [user@] host.tld [:port] [/path], with a small-letter tld of at least two."""
-    at = low
-    while at + 2 < high and (table[buffer[at]] & (LETTER | DIGIT) or buffer[at] == ord("+") or buffer[at] == ord("-") or buffer[at] == ord(".")) :
-        at += 1
-    if at - low >= 2 and at + 2 < high and buffer[at] == ord(":") and buffer[at + 1] == ord("/") and buffer[at + 2] == ord("/"):
-        if _is_host(buffer, at + 3, high, table):
-            return True
     if _is_host(buffer, low, high, table):
         return True
     for at in range(low + 1, high - 1):
-        if buffer[at] == ord("@") and _is_host(buffer, at + 1, high, table):
+        is_at_sign = buffer[at] == ord("@")
+        is_scheme_end = (
+            at >= low + 4 and buffer[at] == ord("/") and buffer[at - 1] == ord("/") and buffer[at - 2] == ord(":")
+        )
+        if (is_at_sign or is_scheme_end) and _is_host(buffer, at + 1, high, table):
             return True
     return False
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
 def _is_host(buffer, low, high, table):  # type: ignore[no-untyped-def]
     at = low
     label = low

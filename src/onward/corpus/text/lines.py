@@ -14,7 +14,7 @@ from onward.corpus.text.hashing import SEED, eight_bytes, in_eights, mixed
 BLANK, ENDS_SENTENCE, OTHER_BREAKS, HASHES, ELLIPSES = 1, 2, 4, 8, 16
 """What is known of a line: only white space; its last character ends sentences; it may hold line breaks other than the
 line feed; it holds `#`; it may hold an ellipsis."""
-_FEED, _VISIBLE, _WIDE = 128, 32, 64
+_FEED = 128
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,44 @@ def split_lines(batch: TextBatch) -> Lines:
     buffer = read_only(batch.buffer)
     number = int(np.count_nonzero(buffer == ord("\n"))) + len(batch)
     places = tuple(np.empty(number, dtype=np.int32) for _ in range(6))
-    hashes = tuple(np.empty(number, dtype=np.uint64) for _ in range(2))
+    hashes = (np.empty(number, dtype=np.uint64), np.empty(number, dtype=np.uint64))
     about = np.empty(number, dtype=np.uint8)
     starts, feeds = np.zeros(len(batch) + 1, dtype=np.int64), np.zeros(len(batch), dtype=np.int64)
-    count = _lines(buffer, in_eights(buffer), batch.starts, flags(), _bytes(), *places, *hashes, about, starts, feeds)
-    columns = [column[:count] for column in (*places, *hashes, about)]
-    return Lines(*columns, starts, feeds)  # type: ignore[arg-type]
+    count: int = _lines(
+        buffer, in_eights(buffer), batch.starts, flags(), _bytes(), places, hashes, about, starts, feeds
+    )
+    begin, end, inner_begin, inner_end, characters, inner_characters = (place[:count] for place in places)
+    places_of_lines = (begin, end, inner_begin, inner_end, characters, inner_characters)
+    return Lines(*places_of_lines, hashes[0][:count], hashes[1][:count], about[:count], starts, feeds)
 
 
 @cache
 def _bytes() -> NDArray[np.uint8]:
     """Return what a byte says about its line."""
-    table = np.full(256, _VISIBLE, dtype=np.uint8)
-    table[:128][flags()[:128] & SPACE != 0] = 0
+    table = np.zeros(256, dtype=np.uint8)
     table[[0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E]] = OTHER_BREAKS
-    table[0x80:] = _WIDE
     table[0xC2] |= OTHER_BREAKS  # begins U+0085
-    table[0xE2] |= OTHER_BREAKS | ELLIPSES  # begins U+2028, U+2029 and the ellipsis
+    table[0xE2] |= OTHER_BREAKS  # begins U+2028 and U+2029
+    table[0xA6] |= ELLIPSES  # ends the ellipsis
     table[ord("#")] |= HASHES
     table[ord("\n")] = _FEED
     return table
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
-def _lines(buffer, eights, starts, table, bytes_table, begin, end, inner_begin, inner_end, characters, inner_characters, hashes, inner_hashes, about, first, feeds):  # type: ignore[no-untyped-def]  # noqa: E501
+@njit(cache=True, nogil=True, _nrt=False)
+def _lines(buffer, eights, starts, table, bytes_table, places, both_hashes, about, first, feeds):  # type: ignore[no-untyped-def]
     """Fill the columns; return the number of lines."""
+    begin, end, inner_begin, inner_end, characters, inner_characters = places
+    hashes, inner_hashes = both_hashes
     count = 0
     for document in range(len(starts) - 1):
         at, stop = starts[document], starts[document + 1]
         while at < stop:
             low, seen = at, np.int64(0)
             while at < stop:
+                if at + 8 < stop and _is_plain(eight_bytes(buffer, eights, at, 8)):
+                    at += 8
+                    continue
                 what = bytes_table[buffer[at]]
                 if what == _FEED:
                     break
@@ -100,7 +107,16 @@ def _lines(buffer, eights, starts, table, bytes_table, begin, end, inner_begin, 
     return count
 
 
-@njit(forceinline=True, cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(forceinline=True, cache=True, _nrt=False)
+def _is_plain(eight):  # type: ignore[no-untyped-def]
+    """Whether eight bytes are ASCII without control characters and `#` (and with `#` or `"` none is missed)."""
+    ones, high_bits = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+    control = eight - np.uint64(0x20) * ones
+    unlike = eight ^ np.uint64(ord("#")) * ones
+    return not (control | (unlike - ones) | eight) & high_bits
+
+
+@njit(forceinline=True, cache=True, _nrt=False)
 def without_blanks(buffer, low, high, table):  # type: ignore[no-untyped-def]
     """Return a stretch without the white space at its ends."""
     while low < high:
@@ -116,7 +132,7 @@ def without_blanks(buffer, low, high, table):  # type: ignore[no-untyped-def]
     return low, high
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _hash(buffer, eights, low, high):  # type: ignore[no-untyped-def]
     """Return the hash of a stretch, its code points, and whether two of its periods touch."""
     value, ones, high_bits = SEED, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
@@ -134,7 +150,7 @@ def _hash(buffer, eights, low, high):  # type: ignore[no-untyped-def]
     return value, length, dotted != 0
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def line_break(buffer, at, stop):  # type: ignore[no-untyped-def]
     """Return the bytes of the line break at `at`, as `str.splitlines` knows them, 0 where there is none."""
     byte = buffer[at]

@@ -1,12 +1,11 @@
 """The word rule: how a text is cut into words, for every rule that counts or compares them.
 
-White space separates pieces. From both ends of a piece punctuation, quotes and symbols are cut off, one word each (a run
-of periods is one word); from its end also 's, a unit or a currency behind a digit, and a period, unless that belongs to
-an abbreviation (Mr., e.g., U.S., an initial). What is left is one word, except that it is cut
-- before a contraction: n't, 'll, 're, 've, 'd, 'm;
-- at hyphens, and at : < > = / , between letters; at a period between a small and a capital letter; at + - * ^ between
-  digits; at symbols and ellipses, each a word of its own;
-- but a web or mail address stays whole.
+White space separates pieces. From both ends of a piece punctuation, quotes and symbols are cut off, one word each (a
+run of periods is one word). From its end are cut off 's, n't, 'll, 're, 've, 'd, 'm, a unit or a currency behind a digit,
+and a period, unless that belongs to an abbreviation (Mr., e.g., U.S., an initial). What is left is one word, except that
+these are words of their own inside it: hyphens and : < > = / , between letters (some also between a digit and a letter);
+a period between a small and a capital letter; + - * ^ between digits; symbols and ellipses. Web and mail addresses stay
+whole, and so do and/or and w/o.
 
 This is a small stand-in for spaCy's English tokenizer, by which datatrove counts words; docs/numbers says how often the
 quality rules decide otherwise because of it. `cut.py` has the rule itself.
@@ -74,12 +73,20 @@ def split_words(batch: TextBatch) -> Words:
     return Words(cuts.begin, cuts.end, *about, cuts.starts)
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, _nrt=False)
 def _describe(buffer, eights, begin, end, plain, table, lower, characters, exact, folded, kind, marks):  # type: ignore[no-untyped-def]
     """Hash, measure and classify every word."""
     for word in range(len(begin)):
         low, high = np.int64(begin[word]), np.int64(end[word])
         if not plain[word]:
+            if high == low + 1:  # most other words are one symbol
+                what, one = table[buffer[low]], np.uint64(buffer[low])
+                is_word = what & (LETTER | NUMERAL)
+                characters[word], kind[word], marks[word] = 1, _kind(what), _marks(what, 1)
+                exact[word] = mixed(SEED, one)
+                small = one | np.uint64(0x20) if what & LETTER else one
+                folded[word] = mixed(SEED, small) if is_word else np.uint64(0)
+                continue
             _describe_any(buffer, low, high, word, table, lower, characters, exact, folded, kind, marks)
             continue
         characters[word], kind[word], marks[word] = high - low, LETTERS, 0
@@ -93,7 +100,7 @@ def _describe(buffer, eights, begin, end, plain, table, lower, characters, exact
         exact[word], folded[word] = mixed(written, eight), mixed(lowered, small)
 
 
-@njit(cache=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(cache=True, _nrt=False)
 def _describe_any(buffer, at, stop, word, table, lower, characters, exact, folded, kind, marks):  # type: ignore[no-untyped-def]
     """Describe one word of any characters; words of ASCII letters get the hashes that `_describe` gives them."""
     written, lowered = SEED, SEED
@@ -122,8 +129,19 @@ def _describe_any(buffer, at, stop, word, table, lower, characters, exact, folde
                 filled_small += 8
     characters[word] = length
     exact[word] = mixed(written, eight)
-    kind[word] = LETTERS if some & LETTER else NUMBER if some & NUMERAL else SYMBOLS
+    kind[word], marks[word] = _kind(some), _marks(every, length)
     folded[word] = mixed(lowered, small) if some & (LETTER | NUMERAL) else np.uint64(0)
+
+
+@njit(forceinline=True, cache=True, _nrt=False)
+def _kind(some):  # type: ignore[no-untyped-def]
+    """Return the kind of a word from the flags that some character of it has."""
+    return LETTERS if some & LETTER else NUMBER if some & NUMERAL else SYMBOLS
+
+
+@njit(forceinline=True, cache=True, _nrt=False)
+def _marks(every, length):  # type: ignore[no-untyped-def]
+    """Return the marks of a word from the flags that every character of it has."""
     is_end = IS_SENTENCE_END if length == 1 and every & SENTENCE_END else 0
     is_punctuation = IS_PUNCTUATION if every & PUNCTUATION else 0
-    marks[word] = is_punctuation | is_end | (IS_CATEGORY_P if every & CATEGORY_P else 0)
+    return is_punctuation | is_end | (IS_CATEGORY_P if every & CATEGORY_P else 0)
