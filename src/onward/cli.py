@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,14 @@ class EngineName(StrEnum):
     RAY = "ray"
 
 
+class ExportFormat(StrEnum):
+    """What a corpus is exported as."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    TOKENS = "tokens"
+
+
 app = typer.Typer(
     name="onward",
     help="Carry a small language model onward into your domain, and know what it gained and what it lost.",
@@ -39,11 +47,12 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Shared artifacts. [default: ~/.cache/onward]")]
 Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the runs. [default: ./runs]")]
+CorpusName = Annotated[
+    str, typer.Argument(metavar="CORPUS", help="A prepared corpus, or the folder or the recipe of a run.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
 Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares text: this machine, or a Ray cluster.")]
-Address = Annotated[
-    str | None, typer.Option("--address", help="Ray: auto or HOST:PORT. [default: one started here]")
-]
+Address = Annotated[str | None, typer.Option("--address", help="Ray: auto or HOST:PORT. [default: one started here]")]
 Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 
 
@@ -125,6 +134,56 @@ def report(recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs
 
 
 @app.command()
+def inspect(
+    corpus: CorpusName,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Examples of each kind.")] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, by the name of the corpus.")
+    ] = False,
+    runs: Runs = None,
+) -> None:
+    """Show a prepared corpus: ledger, lengths, rules, sources, duplicates, contamination, samples of every end."""
+    import json
+
+    from onward.artifact import Folders
+    from onward.corpus.inspection import find_corpora, inspect_corpus
+    from onward.terminal import print_inspection
+
+    with user_errors():
+        folders = find_corpora(corpus, Folders.default(None, runs).runs)
+        found = {name: inspect_corpus(folder, samples) for name, folder in folders.items()}
+    if as_json:
+        typer.echo(json.dumps({name: inspection.as_json() for name, inspection in found.items()}, ensure_ascii=False))
+        return
+    for name, inspection in found.items():
+        print_inspection(name, inspection)
+
+
+@app.command()
+def export(
+    corpus: CorpusName,
+    to: Annotated[Path, typer.Option("--to", help="A .jsonl or .jsonl.zst file; for parquet and tokens a folder.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="tokens: a Hugging Face data set, packed.")],
+    runs: Runs = None,
+) -> None:
+    """Write a prepared corpus for other trainers: its clean text, or its packed tokens."""
+    from onward.artifact import Folders
+    from onward.corpus.export import export_text, export_tokens
+    from onward.corpus.inspection import find_corpus
+    from onward.model.tokenizer import read_saved_tokenizer
+
+    with user_errors():
+        folder = find_corpus(corpus, Folders.default(None, runs).runs)
+        if format_ is ExportFormat.TOKENS:
+            outcome = export_tokens(folder, to).outcome("sequences")
+        else:
+            tokenizer = read_saved_tokenizer(folder / "tokenizer")
+            kind: Literal["jsonl", "parquet"] = "jsonl" if format_ is ExportFormat.JSONL else "parquet"
+            outcome = export_text(folder, to, kind, tokenizer).outcome("documents")
+    typer.echo(outcome)
+
+
+@app.command()
 def init(
     model: Annotated[str, typer.Option(help="Base model: onward/tiny, a folder or a Hub id.")],
     corpus: Annotated[list[str], typer.Option(help="Domain text: file, folder, glob or hf:// path; repeatable.")],
@@ -134,10 +193,14 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented starter recipe."""
+    from onward.corpus.reading.sources import find_inputs
     from onward.model.source import local_context_tokens
+    from onward.recipe import Source
     from onward.recipe.starter import write_starter
 
     with user_errors():
+        for path in (path for path in [*corpus, *(general or [])] if "://" not in path):
+            find_inputs(Source(path=path))  # a mistyped path is best told at once
         write_starter(output, model, corpus, general or [], local_context_tokens(model))
     typer.echo(f"{output}\nnext: onward run {output}")
 

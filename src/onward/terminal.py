@@ -81,8 +81,8 @@ class Terminal:
         self._first = self._first or (done, time.monotonic())
         if self._bar is not None and self._task is not None:
             behind = len(facts) <= self.console.width - _ONE_LINE_COLUMNS
-            shown = {"facts": facts, "below": ""} if behind else {"facts": "", "below": facts}
-            self._bar.update(self._task, completed=done, **shown)
+            beside, below = (facts, "") if behind else ("", facts)
+            self._bar.update(self._task, completed=done, facts=beside, below=below)
         elif time.monotonic() - self._printed > _LINE_SECONDS and done != self._total:
             self._printed = time.monotonic()
             self.console.print(f"{self._line()}{self._left()}", soft_wrap=True, markup=False)
@@ -149,7 +149,7 @@ def print_inspection(name: str, inspection: "Inspection") -> None:
     from onward.reporting.console import inspection_view
 
     console = _results()
-    for part in inspection_view(f"{name} corpus" if name else "corpus", inspection):
+    for part in inspection_view(name, inspection):
         console.print(part)
         console.print()
 

@@ -102,6 +102,8 @@ def test_items_do_not_reach_over_documents() -> None:
     words = PASSAGE.split()
     assert hits_in(" ".join(words[:11]), " ".join(words[11:22])) == ()
     assert len(hits_in(" ".join(words[:22]))) == 1
+    assert hits_in("do iran and afghanistan", "speak the same language") == ()
+    assert hits_in("What is a prism made of?", "glass") == ()
     assert [hit.document for hit in hits_in("", PASSAGE, FILLER, PASSAGE)] == [1, 3]
 
 
@@ -117,6 +119,11 @@ def test_score_is_the_share_of_the_text_and_the_passage_is_where_it_stands() -> 
     assert hits_in(PASSAGE)[0].score == 1.0
     assert hits_in(text, index=index_of(minimum_overlap="90%")) == ()
     assert len(hits_in(PASSAGE, index=index_of(minimum_overlap="90%"))) == 1
+
+
+def test_of_several_texts_the_best_score_counts() -> None:
+    both = Question("t", "0", (f"{PASSAGE} {FILLER}", PASSAGE, f"{FILLER} {PASSAGE}"))
+    assert [hit.score for hit in hits_in(PASSAGE, index=index_of({"t": [both]}))] == [1.0]
 
 
 def test_passages_of_an_item_far_apart_are_two() -> None:
@@ -240,6 +247,10 @@ def test_cuts_take_a_window_and_end_at_borders() -> None:
 def test_short_pieces_go_and_texts_made_of_items_are_left_empty() -> None:
     assert cut_passages(f"{FILLER}XXXX{FILLER}", [(len(FILLER), len(FILLER) + 4)]) == ""
     long = FILLER * 20
+    between = "So it is. " * 50
+    at = len(long) + 6 + len(between)
+    left = cut_passages(f"{long}XXXX. {between}XXXX. {long}", [(len(long), len(long) + 4), (at, at + 4)])
+    assert (left.count("So it is"), left.count("\n\n")) == (0, 1)
     text = (long + "XXXX. ") * (MOST_PIECES - 1) + long
     spans = [(at, at + 4) for at in range(len(text)) if text.startswith("XXXX", at)]
     assert len(cut_passages(text, spans).split("\n\n")) == MOST_PIECES

@@ -1,12 +1,19 @@
+import ast
+import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from onward.artifact import Folders
+from onward.corpus.ledger import Count
 from onward.corpus.prepare import PreparedCorpus, prepare
+from onward.corpus.reading import pieces, streams
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Corpus
@@ -25,7 +32,9 @@ def attempt(tiny_tokenizer: LoadedTokenizer, folders: Folders, tmp_path: Path, m
 
     def attempt(content: bytes, label: str = "domain", name: str = "data.jsonl", **fields: Any) -> PreparedCorpus:
         Path(name).write_bytes(content)
-        corpus = Corpus.model_validate({"sources": [{"path": name}], "held_out": {"share": "0%"}, **fields})
+        # The good records here are alike but for a number.
+        given = {"sources": [{"path": name}], "held_out": {"share": "0%"}, "duplicates": {"near": None}, **fields}
+        corpus = Corpus.model_validate(given)
         return prepare(
             corpus,
             tokenizer=tiny_tokenizer,
@@ -79,7 +88,7 @@ def test_a_misnamed_field_is_answered_with_the_fields_that_exist(attempt: Callab
 def test_a_hopeless_corpus_is_not_read_to_its_end(
     attempt: Callable[..., PreparedCorpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onward.corpus.examine.CHUNK_ITEMS", 100)
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 12_000)
     with pytest.raises(UserError, match="no record has the field `text`"):
         attempt(b'{"body": "x"}\n' * 5000)
     with pytest.raises(UserError) as error:
@@ -115,11 +124,104 @@ def test_a_single_long_line_is_prepared_in_parts(attempt: Callable[..., Prepared
 
 
 def test_a_truncated_file_is_counted(attempt: Callable[..., PreparedCorpus], tmp_path: Path) -> None:
-    import gzip
-
     whole = gzip.compress(b"\n".join(good(3000)))
     prepared = attempt(whole[:-300], name="data.jsonl.gz")
     (place,) = prepared.ledger.unreadable
     assert place.endswith(": unreadable: truncated file")
     assert int(place.split(":")[1]) == prepared.ledger.read.documents
     assert prepared.ledger.kept.documents == prepared.ledger.read.documents - 1 > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "reason"),
+    [
+        ("bad.jsonl", b'{"text": "cut', ":1", "broken JSON"),
+        ("bad.jsonl", b'{"text": "\xff"}', ":1", "not UTF-8"),
+        ("bad.jsonl", b'{"text": null}', ":1", "field `text` is not text"),
+        ("bad.jsonl", b'{"body": "x"}', ":1", "no field `text`"),
+        ("bad.jsonl", b'{"text": "' + b"\\u0000x" * 9 + b'"}', ":1", "binary content"),
+        ("bad.jsonl", b'["x"]', ":1", "not a JSON object"),
+        ("bad.jsonl.gz", gzip.compress(b"{}")[:-9], ":1", "truncated file"),
+        ("bad.jsonl.zst", zstandard.ZstdCompressor().compress(b"{}")[:-2], ":1", "truncated file"),
+        ("bad.txt.zst", b"no zstd", "", "damaged compression"),
+        ("bad.txt", "Grüße".encode("latin-1"), "", "not UTF-8"),
+        ("bad.txt", "Grüße und Küsse\n".encode() + "Grüße".encode("latin-1"), "", "mixed encodings"),
+        ("bad.txt", b"\x7fELF\0\0\0\0", "", "binary content"),
+        ("bad.parquet", b"PAR1 no table", ":1", "broken Parquet"),
+        ("bad.html", b"<html><script>x</script></html>", "", "no text in the page"),
+        ("bad.pdf", b"%PDF-1.4 nothing", "", "broken PDF"),
+        ("bad.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(9), "", "password-protected DOCX"),
+        ("bad.epub", b"PK nothing", "", "broken EPUB"),
+    ],
+)
+def test_what_cannot_be_read_is_one_row_of_the_ledger_and_the_rest_is_kept(
+    attempt: Callable[..., PreparedCorpus], tmp_path: Path, name: str, content: bytes, where: str, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    sources = [{"path": name}, {"path": "data.jsonl"}]
+    ledger = attempt(b"\n".join(good(120)), sources=sources).ledger
+    assert ledger.dropped == {f"unreadable: {reason}": Count(1, 0)}
+    # A page without text was read without fault, it has only nothing to give.
+    expected = () if name == "bad.html" else (f"{name}{where}: unreadable: {reason}",)
+    assert ledger.unreadable == expected
+    assert (ledger.read.documents, ledger.kept.documents) == (121, 120)
+
+
+def test_a_file_that_may_not_be_read_is_an_error_and_not_a_loss(
+    attempt: Callable[..., PreparedCorpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *how: object) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(streams, "open", refuse, raising=False)
+    with pytest.raises(UserError) as error:
+        attempt(b"\n".join(good(3)))
+    assert str(error.value) == (
+        "this file cannot be read\n"
+        "  where     data.jsonl\n"
+        "  got       Permission denied\n"
+        "  do        check its permissions"
+    )
+
+
+READ_ALL = """
+import sys
+from onward.corpus.documents import Document
+from onward.corpus.reading.chunks import items_in, read_chunks
+from onward.corpus.reading.sources import find_inputs
+from onward.recipe import Source
+
+inputs = find_inputs(Source(path=sys.argv[1]))
+longest = bytes_read = documents = 0
+bad = []
+for number, (chunk, _) in enumerate(read_chunks(inputs)):
+    longest = max(longest, chunk.size_bytes)
+    bytes_read += chunk.size_bytes
+    if number % 50 == 0 or chunk.size_bytes < 1000:
+        for item in items_in(chunk, inputs.fields):
+            if isinstance(item, Document):
+                documents += 1
+            else:
+                bad.append((item.where.rpartition("/")[2], item.reason))
+# The kernel's own mark: getrusage begins with the peak of the process that started this one.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print([longest, bytes_read, documents, bad, int(peak.split()[1]) // 1000])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("name", ["x.txt.zst", "x.jsonl.zst"])
+def test_a_document_of_a_gigabyte_is_read_with_bounded_memory(tmp_path: Path, name: str) -> None:
+    compress = zstandard.ZstdCompressor().compress
+    megabyte = compress(b"".join(b"word %06d " % n for n in range(1_000_000 // 12)) + b"\r   ")
+    path = tmp_path / name
+    begin, end = (b'{"text": "', b'"}\n{"text": "last"}\n') if name == "x.jsonl.zst" else (b"", b"")
+    path.write_bytes(b"".join([compress(begin), *[megabyte] * 1000, compress(end)]))
+    said = subprocess.run([sys.executable, "-c", READ_ALL, str(path)], check=True, capture_output=True, text=True)
+    longest, bytes_read, documents, bad, megabytes = ast.literal_eval(said.stdout)
+    if name == "x.txt.zst":
+        assert (longest <= 4_000_000, bytes_read, documents, bad) == (True, 1_000_000_000, 6, [])
+        assert megabytes < 300
+    else:
+        assert (bytes_read, documents, bad) == (17, 1, [("x.jsonl.zst:1", "unreadable: longer than 128 MB")])
+        assert megabytes < 600

@@ -194,7 +194,10 @@ def test_held_out_text_from_elsewhere_is_not_trained_on(
     elsewhere = write_records([*records(3), {"id": "brief", "text": "one line"}], "scored.jsonl")
     source = write_records([*records(50), {"id": "brief", "text": "one line"}])
     for exact in (True, False):
-        fields: dict[str, Any] = {"held_out": {"sources": [{"path": elsewhere}]}, "duplicates": {"exact": exact, "near": None}}
+        fields: dict[str, Any] = {
+            "held_out": {"sources": [{"path": elsewhere}]},
+            "duplicates": {"exact": exact, "near": None},
+        }
         prepared = run(corpus_of(source, **fields))
         assert sorted(held_out_ids(prepared)) == ["brief", "d0", "d1", "d2"]  # no quality rule for text that is scored
         assert set(kept_texts(prepared, tiny_tokenizer)) == {f"d{n}" for n in range(3, 50)}

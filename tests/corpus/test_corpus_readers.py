@@ -153,6 +153,12 @@ def test_frames_of_zstd_may_follow_each_other(tmp_path: Path) -> None:
     assert read(path) == [Document(str(path), "one\ntwo\n", str(path))]
 
 
+def test_members_of_gzip_may_follow_each_other_and_zeros_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(gzip.compress(b"one\n") + bytes(512) + gzip.compress(b"two\n") + bytes(300_000))
+    assert read(path) == [Document(str(path), "one\ntwo\n", str(path))]
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt", "long.txt", "long.txt.zst"])
 def test_a_very_long_document_comes_in_parts_that_join_to_the_whole(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -160,7 +166,7 @@ def test_a_very_long_document_comes_in_parts_that_join_to_the_whole(
     monkeypatch.setattr(documents, "MAXIMUM_CHARACTERS", 1000)
     if name.startswith("long"):
         monkeypatch.setattr(cutting, "WHOLE_TEXT_BYTES", 2000)
-    text = "".join(f"line {n} ä\n" for n in range(500)) + "ä" * 3000
+    text = "".join(f"line {n} ä\n" for n in range(500)) + "€" * 3000
     path = put(tmp_path, name, (json.dumps({"id": "big", "text": text}) if name == "x.jsonl" else text).encode())
     parts = read(path)
     assert all(isinstance(part, Document) and len(part.text) <= 1000 for part in parts)
@@ -168,6 +174,7 @@ def test_a_very_long_document_comes_in_parts_that_join_to_the_whole(
     assert len({part.id for part in parts if isinstance(part, Document)}) == len(parts) > 5
     first = parts[0]
     assert isinstance(first, Document)
+    assert first.text.endswith("\n")
     assert first.id == ("big#1" if name == "x.jsonl" else f"{path}#1")
 
 
@@ -194,10 +201,12 @@ def test_runs_of_lines_do_not_depend_on_the_blocks(blocks: list[bytes], chunk_by
         runs = list(lines.line_runs(iter(blocks)))
         assert runs == list(lines.line_runs(iter([whole])))
     at = 0
-    for run, size in runs:
+    assert [run.is_last for run in runs[:-1]] == [False] * (len(runs) - 1 if runs else 0)
+    for run, size, is_last in runs:
         content = whole[at : at + size]
         at += size
-        assert content.endswith(b"\n") or at == len(whole)
+        assert content.endswith(b"\n") or is_last
+        assert not is_last or at == len(whole)
         assert (run is None and size > 20 and b"\n" not in content[:-1]) or run == content
         assert size <= chunk_bytes or b"\n" not in content[:-1]
     assert at == len(whole)

@@ -3,36 +3,52 @@
 import gc
 import importlib
 import importlib.util
+import json
 import os
+import random
 import shutil
+import signal
 import socket
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
+import zstandard
+from cluster_work import KilledOnce, is_in_the_middle, is_seven, killed, large, node_of, refused
 
 from onward import __version__
+from onward.artifact import Folders, file_hash
 from onward.corpus import engine, ray_engine
 from onward.corpus.engine import in_order
+from onward.corpus.ledger import Ledger
+from onward.corpus.prepare import Items, prepare
 from onward.corpus.ray_engine import ray_workers
+from onward.corpus.reading import pieces
 from onward.errors import UserError
+from onward.model.tokenizer import LoadedTokenizer
+from onward.recipe import Corpus
+from onward.tasks import Question
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the package ray is not installed"),
     pytest.mark.filterwarnings("ignore:.*subprocess .* is still running:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*ray.*:FutureWarning"),
 ]
+GENERAL_TEXT = Path(pieces.__file__).with_name("general_text.jsonl")
+ASKED = (
+    "Which of the following planets that go around the sun was the first to be found with a telescope by an astronomer?"
+)
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with a core each; at the end nothing of them is left."""
+    """Two nodes of one core; at the end nothing of them is left."""
     before = set(psutil.Process().children(recursive=True))
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets stand in it, whose paths must be short
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +71,7 @@ def cluster() -> Iterator[Any]:
     assert not alive
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def connected(cluster: Any) -> Iterator[Any]:
     import ray
 
@@ -64,71 +80,95 @@ def connected(cluster: Any) -> Iterator[Any]:
     ray.shutdown()
 
 
-def node_of(number: int) -> tuple[int, str, int]:
-    import ray
-
-    time.sleep(0.05)
-    return number, ray.get_runtime_context().get_node_id() if ray.is_initialized() else "", os.getpid()
-
-
 def test_results_come_in_order_from_the_cores_of_two_nodes(cluster: Any) -> None:
+    terminated = signal.getsignal(signal.SIGTERM)
     results = list(in_order(range(23), node_of, ray_workers(cluster.address)))
+    assert signal.getsignal(signal.SIGTERM) is terminated
     assert [number for number, _ in results] == [result[0] for _, result in results] == list(range(23))
     assert {result[2] for _, result in results[: engine.CHUNKS_ALONE]} == {os.getpid()}
     assert len({result[1] for _, result in results[engine.CHUNKS_ALONE :]}) == 2
     assert os.getpid() not in {result[2] for _, result in results[engine.CHUNKS_ALONE :]}
 
 
-class KilledOnce:
-    """Kills its worker at the first sight of a chunk."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __call__(self, number: int) -> int:
-        if number == 7 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), 9)
-        return number
-
-
-def killed(number: int) -> int:
-    if number == 3:
-        os.kill(os.getpid(), 9)
-    return number
-
-
-def refused(number: int) -> int:
-    if number == 5:
-        raise UserError("the text is wrong", where="a.txt:7", todo="mend it")
-    return number
-
-
-def large(number: int) -> tuple[str, np.ndarray]:
-    """Return what is too large to come back at once, and so stays where it was made until it is fetched."""
-    return node_of(number)[1], np.full(100_000, number)
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "head", "ray://127.0.0.1:{port}"])
+def test_a_cluster_that_is_not_there_is_explained(address: str) -> None:
+    ray = pytest.importorskip("ray")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(port=unused.getsockname()[1])
+        with pytest.raises(UserError, match="no Ray cluster answers") as raised:
+            ray_engine._connect(ray, address)
+    assert raised.value.where == address
 
 
 def test_a_killed_worker_loses_nothing(connected: Any, tmp_path: Path) -> None:
-    results = list(in_order(range(20), KilledOnce(tmp_path / "mark"), ray_workers(None)))
+    results = list(in_order(range(20), KilledOnce(int, is_seven, tmp_path / "mark"), ray_workers(None)))
     assert (tmp_path / "mark").exists()
     assert results == [(n, n) for n in range(20)]
 
 
 def test_a_machine_that_goes_loses_nothing(connected: Any) -> None:
+    """It goes with a chunk that it works on, and with results that nobody has fetched."""
     leaving = connected.add_node(**NODE)
     connected.wait_for_nodes()
-    seen: list[str] = []
+    left_at = 0
+
+    def until_it_has_gone() -> Iterator[int]:
+        yield from takewhile(lambda number: not left_at or number < left_at + 20, range(1000))
+
     numbers = []
-    for number, (node, values) in in_order(range(60), large, ray_workers(None)):
+    for number, (node, values) in in_order(until_it_has_gone(), large, ray_workers(None)):
         numbers.append(number)
         assert (values == number).all()
-        seen.append(node)
-        if leaving is not None and node == leaving.node_id:
+        if not left_at and node == leaving.node_id:
             connected.remove_node(leaving, allow_graceful=False)
-            leaving = None
-    assert leaving is None, "the third node had work"
-    assert numbers == list(range(60))
+            left_at = number
+    assert 0 < left_at < 900
+    assert numbers == list(range(left_at + 20))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Records of real sentences in new order; some repeat another, whole or nearly, one holds a benchmark item."""
+    lines = GENERAL_TEXT.read_text(encoding="utf-8").splitlines()
+    sentences = [part for line in lines for part in json.loads(line)["text"].split(". ") if len(part) > 30]
+    draw = random.Random(7)
+    texts = ["\n".join(". ".join(draw.sample(sentences, 3)) + "." for _ in range(12)) for _ in range(300)]
+    texts[90] = texts[10]
+    texts[130] = texts[20] + "\nOne more line."
+    texts[170] += f"\n{ASKED}"
+    path = tmp_path / "data.jsonl.zst"
+    records = "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts))
+    path.write_bytes(zstandard.ZstdCompressor().compress(records.encode()))
+    return str(path)
+
+
+def whole(data: str, place: Path, tokenizer: LoadedTokenizer, **engine: Any) -> tuple[Ledger, dict[str, str]]:
+    """Prepare the data in blocks and small chunks; the ledger, and the hash of every file."""
+    settings = {"held_out": {"share": "5%"}, "block_tokens": 40_000, "sources": [{"path": data}]}
+    items = Items({"made": 1}, lambda: {"asked": (Question("asked", "0", (ASKED,)),)})
+    options: dict[str, Any] = {"tokenizer": tokenizer, "folders": Folders(place, place), "items": items, **engine}
+    corpus = Corpus.model_validate(settings)
+    prepared = prepare(corpus, sequence_tokens=100, wanted_tokens=None, seed=0, **options)
+    files = (path for path in prepared.path.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return prepared.ledger, {path.relative_to(prepared.path).as_posix(): file_hash(path) for path in files}
+
+
+def test_a_corpus_is_the_same_from_two_nodes_though_a_worker_is_killed(
+    connected: Any, data: str, tmp_path: Path, tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "CHUNK_BYTES", 20_000)
+    ledger, expected = whole(data, tmp_path / "here", tiny_tokenizer, workers=1)
+    assert (ledger.duplicate.documents, ledger.near_duplicate.documents, ledger.contaminated.documents) == (1, 1, 1)
+    assert len([name for name in expected if name.startswith("tokens-")]) > 2
+
+    @contextmanager
+    def start(work: Callable[[Any], Any]) -> Iterator[Any]:
+        with ray_workers(None)(KilledOnce(work, is_in_the_middle, tmp_path / "mark")) as workers:
+            yield workers
+
+    assert whole(data, tmp_path / "there", tiny_tokenizer, start_workers=start) == (ledger, expected)
+    assert (tmp_path / "mark").exists()
 
 
 def test_workers_that_are_killed_again_and_again_are_explained(connected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,15 +200,3 @@ def test_another_version_on_a_machine_is_refused() -> None:
     with pytest.raises(UserError, match="another version of onward") as raised:
         ray_engine._do_work([], "a key", "0.0.1", 7)
     assert (raised.value.got, raised.value.expected) == (__version__, "0.0.1")
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "head", "ray://127.0.0.1:{port}"])
-def test_a_cluster_that_is_not_there_is_explained(address: str) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = address.format(port=unused.getsockname()[1])
-        started = time.monotonic()
-        with pytest.raises(UserError, match="no Ray cluster answers") as raised:
-            list(in_order(range(5), abs, ray_workers(address)))
-    assert raised.value.where == address
-    assert time.monotonic() - started < 30

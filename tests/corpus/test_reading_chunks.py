@@ -19,7 +19,7 @@ from onward.corpus.reading.pieces import Position
 from onward.corpus.reading.sources import Inputs, find_inputs, read_source
 from onward.recipe import Source
 
-WORDS = "the heron stood in shallow water and waited for a fish".split()
+WORDS = ["the", "heron", "stood", "in", "shallow", "water", "and", "waited", "for", "a", "fish"]
 
 
 def line(n: int) -> bytes:
@@ -182,6 +182,13 @@ def test_small_files_share_a_chunk(tmp_path: Path) -> None:
     assert all(len(chunk.pieces) > 5 for chunk in chunks[:-1])
 
 
+def test_pages_cost_more_than_their_size_and_share_with_fewer(tmp_path: Path) -> None:
+    for n in range(20):
+        (tmp_path / f"{n:02d}.html").write_text("<p>" + "x" * 400)
+    chunks = [chunk for chunk, _ in read_chunks(find_inputs(Source(path=str(tmp_path))))]
+    assert {len(chunk.pieces) for chunk in chunks} == {1}
+
+
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     original = streams.open_raw
@@ -198,9 +205,12 @@ def test_finished_files_are_not_opened(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
         (tmp_path / name).write_bytes(WHOLE)
     inputs = find_inputs(Source(path=str(tmp_path)))
-    position = next(at for _, at in read_chunks(inputs) if at.file == 2)
+    positions = [at for _, at in read_chunks(inputs)]
+    position = next(at for at in positions if at.file == 2)
     opened = watched(monkeypatch)
     list(read_chunks(inputs, position))
+    assert opened == ["c.jsonl"]
+    assert list(read_chunks(inputs, positions[-1])) == []
     assert opened == ["c.jsonl"]
 
 

@@ -77,6 +77,7 @@ def test_an_encoding_beyond_doubt_is_read(tmp_path: Path, text: str, encoding: s
     ("content", "reason"),
     [
         ("Grüße\n".encode("latin-1"), "unreadable: not UTF-8"),  # too little to tell
+        (GERMAN.encode("latin-1"), "unreadable: not UTF-8"),  # ten bytes beyond ASCII are little, too
         ((CZECH * 3).encode("iso8859-2"), "unreadable: not UTF-8"),  # cp1250 is as good
         ((JAPANESE * 3).encode("euc_jp"), "unreadable: not UTF-8"),  # the detector says Big5
         ((GERMAN * 5).encode() + (GERMAN * 3).encode("latin-1"), "unreadable: mixed encodings"),

@@ -18,9 +18,10 @@ from onward.errors import UserError
 from onward.recipe import Source
 
 PARAGRAPH = "<p>A heron stood in the shallow water and waited for a fish that never came near the bridge, {}.</p>"
+DAYS = ("Monday", "Dienstag – später", "Wednesday")
 PAGE = f"""<!DOCTYPE html><html><head><title>Heron</title><meta charset="utf-8"></head><body>
 <nav><ul><li><a href="/">Home</a></li><li><a href="/imprint">Imprint</a></li></ul></nav>
-<article><h1>The heron</h1>{"".join(PARAGRAPH.format(day) for day in ("Monday", "Dienstag – später", "Wednesday"))}</article>
+<article><h1>The heron</h1>{"".join(map(PARAGRAPH.format, DAYS))}</article>
 <footer>All rights reserved</footer></body></html>"""
 
 

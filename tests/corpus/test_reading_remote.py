@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+import hub
 from onward.corpus.documents import Document
 from onward.corpus.reading import remote
 from onward.corpus.reading.chunks import read_chunks
@@ -178,3 +182,40 @@ def test_no_server_and_no_file_are_told_apart(server: Server) -> None:
         find_inputs(Source(path=f"{server.address}/none.jsonl"))
     with pytest.raises(UserError, match="a remote file cannot be read"):
         find_inputs(Source(path="http://127.0.0.1:9/none.jsonl"))
+
+
+LIST_AND_READ = """
+import json, sys
+from onward.corpus.reading.sources import find_inputs, read_source
+from onward.recipe import Source
+
+inputs = find_inputs(Source(path=sys.argv[1]))
+texts = [item.text for item in read_source(inputs)]
+files = [(file.path, file.address, file.version) for file in inputs.files]
+print(json.dumps({"files": files, "facts": inputs.facts(), "texts": texts}))
+"""
+
+
+@pytest.mark.parametrize("path", ["hf://datasets/org/name", "hf://datasets/org/name@main/data/*.jsonl"])
+def test_a_data_set_of_the_hub_is_read_at_one_commit(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "served/datasets/org/name"
+    (folder / "data").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / f"data/{name}.jsonl").write_text(json.dumps({"text": f"text of {name}"}) + "\n")
+    with hub.serving(tmp_path / "served") as server:
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        child = [sys.executable, "-c", LIST_AND_READ, path]
+        said = subprocess.run(child, env=environment, check=True, capture_output=True, text=True).stdout
+        commit = server.commit("datasets", "org/name")
+        answer = json.loads(said)
+        assert answer["texts"] == ["text of a", "text of b"]
+        blobs = server.repositories["datasets", "org/name"].blobs
+        # What is shown, and what the artifact depends on, names the content; what is opened, the commit too.
+        assert answer["files"] == [
+            [f"hf://datasets/org/name/{name}", f"hf://datasets/org/name@{commit}/{name}", blobs[name]]
+            for name in ("data/a.jsonl", "data/b.jsonl")
+        ]
+        assert commit not in json.dumps(answer["facts"])
+        read = [request for request in server.requests if "/resolve/" in request]
+        assert read
+        assert all(f"/resolve/{commit}/" in request for request in read)

@@ -5,18 +5,23 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.corpus.duplicates import run_folder, runs
-from onward.corpus.duplicates.seen import EXACT, NEAR, NONE, OTHER_SIDE, Matches, Seen
+from onward.corpus.duplicates import passages, run_folder, runs
+from onward.corpus.duplicates.passages import SAMPLED, Passages, needed_hits
+from onward.corpus.duplicates.seen import COVERED, EXACT, NEAR, NONE, OTHER_SIDE, Matches, Seen
 from onward.errors import UserError
 
-Found = tuple[int, int, int, int]
+Found = tuple[int, int, int, int, float]
+Document = tuple[tuple[int, ...], bool, bool, tuple[int, ...]]
+NOTHING: Found = (NONE, -1, -1, 0, 0.0)
 
 
 @dataclass
@@ -24,9 +29,11 @@ class Plain:
     """The rule in a few lines. corpora: those of `against`, then this one."""
 
     exact: bool
+    covered: Fraction | None = None
     corpora: list[dict[int, int]] = field(default_factory=lambda: [{}])
+    read: set[int] = field(default_factory=set)
 
-    def sort(self, keys: Sequence[int], value: int) -> Found:
+    def sort(self, keys: Sequence[int], value: int, passages: Sequence[int] = ()) -> Found:
         own = self.corpora[-1]
         found = [next(((c, known[key]) for c, known in enumerate(self.corpora) if key in known), None) for key in keys]
         same, bands = found[0], [match for match in found[1:] if match]
@@ -34,18 +41,24 @@ class Plain:
             return self._match(EXACT if self.exact else OTHER_SIDE, same, 0)
         if bands:
             return self._match(NEAR, min(bands), bands.count(min(bands)))
+        if self.covered is not None and not same:
+            hits = sum(passage in self.read for passage in passages)
+            if hits >= needed_hits(self.covered)[len(passages)]:
+                return COVERED, -1, -1, 0, float(np.float32(hits / len(passages)))
+        self.read.update(passages)
         for key, match in zip(keys, found, strict=True):
             if key and not match:
                 own[key] = value
-        return NONE, -1, -1, 0
+        return NOTHING
 
     def _match(self, kind: int, match: tuple[int, int], bands: int) -> Found:
         corpus, value = match
-        return (kind, value, -1, bands) if corpus == len(self.corpora) - 1 else (kind, ~value, corpus, bands)
+        is_own = corpus == len(self.corpora) - 1
+        return (kind, value, -1, bands, 0.0) if is_own else (kind, ~value, corpus, bands, 0.0)
 
 
 def rows(matches: Matches) -> list[Found]:
-    columns = (matches.kind, matches.of, matches.corpus, matches.bands)
+    columns = (matches.kind, matches.of, matches.corpus, matches.bands, matches.share)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -55,7 +68,8 @@ class Case:
 
     exact: bool
     columns: int
-    blocks: list[list[list[tuple[tuple[int, ...], bool, bool]]]]
+    covered: Fraction | None
+    blocks: list[list[list[Document]]]
     others: list[list[tuple[int, ...]]]
     restarts: set[int]
     recent_keys: int
@@ -68,11 +82,13 @@ def cases(draw: st.DrawFn) -> Case:
     # Few keys, some of them close together, some sharing a half, so that slots and pages collide.
     universe = [0, *range(1, 12), *(n << 32 for n in range(1, 6)), *(n << 32 | 3 for n in range(1, 6)), 2**64 - 1]
     keys = st.tuples(*[st.sampled_from(universe)] * columns)
-    document = st.tuples(keys, st.booleans(), st.sampled_from([True, True, True, False]))
+    read = st.lists(st.sampled_from([n * SAMPLED for n in range(1, 30)]), max_size=8).map(tuple)
+    document = st.tuples(keys, st.booleans(), st.sampled_from([True, True, True, False]), read)
     chunk = st.lists(document, max_size=6)
     return Case(
         exact=draw(st.booleans()),
         columns=columns,
+        covered=draw(st.sampled_from([None, Fraction(1, 2), Fraction(9, 10)])),
         blocks=draw(st.lists(st.lists(chunk, max_size=4), max_size=7)),
         others=draw(st.lists(st.lists(keys, min_size=1, max_size=6), max_size=2)),
         restarts=draw(st.sets(st.integers(0, 6))),
@@ -100,7 +116,7 @@ def test_it_sorts_as_a_dict_would_across_blocks_restarts_and_corpora(
     case: Case, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("seen")
-    plain = Plain(case.exact)
+    plain = Plain(case.exact, case.covered)
     against = []
     for n, documents in enumerate(case.others):
         other = Plain(True)
@@ -108,18 +124,25 @@ def test_it_sorts_as_a_dict_would_across_blocks_restarts_and_corpora(
             other.sort(keys, 2 * number)
         plain.corpora.insert(n, other.corpora[-1])
         against.append(other_corpus(folder / f"other{n}", documents, case.columns))
-    set_up = {"exact": case.exact, "against": against, "recent_keys": case.recent_keys}
+    set_up: dict[str, Any] = {
+        "exact": case.exact,
+        "covered": case.covered,
+        "against": against,
+        "recent_keys": case.recent_keys,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_folder, "MOST_RUNS", case.most_runs)
-        patch.setattr(os, "fsync", lambda _: None)  # half a minute of waiting for nothing
+        patch.setattr(passages, "SMALLEST_FILTER_BYTES", 1 << 14)
+        patch.setattr(passages, "_LONGEST_BLOCK_KEYS", 1000)
+        patch.setattr(os, "fsync", lambda _: None)  # half a minute of waiting
         seen = Seen(folder / "work", case.columns, **set_up)
         number = 0
         for block, chunks in enumerate(case.blocks):
             if block in case.restarts:  # a kill in the middle of the block before it is done again
-                done = [value.copy() for value in plain.corpora], number
+                done = [value.copy() for value in plain.corpora], plain.read.copy()
                 for chunk in chunks:
                     sort_both(seen, plain, chunk, case.columns, number)
-                plain.corpora, number = done
+                plain.corpora, plain.read = done
                 seen.abandon()
                 seen = Seen(folder / "work", case.columns, blocks=block, **set_up)
             for chunk in chunks:
@@ -133,16 +156,45 @@ def test_it_sorts_as_a_dict_would_across_blocks_restarts_and_corpora(
     shutil.rmtree(folder)
 
 
-def sort_both(seen: Seen, plain: Plain, chunk: list[tuple[tuple[int, ...], bool, bool]], columns: int, at: int) -> None:
-    values = [2 * n + held_out for n, (_, held_out, _) in enumerate(chunk, at)]
-    alive = [is_alive for _, _, is_alive in chunk]
+def sort_both(seen: Seen, plain: Plain, chunk: list[Document], columns: int, at: int) -> None:
+    values = [2 * n + held_out for n, (_, held_out, _, _) in enumerate(chunk, at)]
+    alive = [is_alive for _, _, is_alive, _ in chunk]
     expected = [
-        plain.sort(keys, value) if is_alive else (NONE, -1, -1, 0)
-        for (keys, _, is_alive), value in zip(chunk, values, strict=True)
+        plain.sort(keys, value, read) if is_alive else NOTHING
+        for (keys, _, is_alive, read), value in zip(chunk, values, strict=True)
     ]
-    keys = array([keys for keys, _, _ in chunk], columns)
-    matches = seen.sort(keys, np.array(values, dtype=np.int64), np.array(alive, dtype=bool))
-    assert rows(matches) == expected
+    keys = array([document[0] for document in chunk], columns)
+    starts = np.cumsum([0, *(len(document[3]) for document in chunk)])
+    sampled = Passages(np.array([key for document in chunk for key in document[3]], dtype=np.uint64), starts)
+    assert rows(seen.sort(keys, np.array(values, dtype=np.int64), np.array(alive, dtype=bool), sampled)) == expected
+
+
+def test_a_restart_looks_as_thinly_as_if_there_had_been_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passages, "SMALLEST_FILTER_BYTES", 1 << 10)
+    monkeypatch.setattr(passages, "LARGEST_FILTER_BYTES", 1 << 12)
+    monkeypatch.setattr(passages, "_LONGEST_BLOCK_KEYS", 500)
+    pool = np.random.default_rng(3).integers(1, 2**60, 50_000, dtype=np.uint64) * np.uint64(SAMPLED)
+    shares = {}
+    for restarts in (False, True):
+        random = np.random.default_rng(4)
+        seen = Seen(tmp_path / f"{restarts}", 1, covered=Fraction(1, 2))
+        found, thin = [], []
+        for block in range(30):
+            if restarts and block % 3 == 1:
+                seen.abandon()
+                seen = Seen(tmp_path / f"{restarts}", 1, blocks=block, covered=Fraction(1, 2))
+            keys = random.integers(1, 2**64, (10, 1), dtype=np.uint64)
+            read = Passages(random.choice(pool[: 1500 * (block + 1)], 500), np.arange(0, 501, 50))
+            values = np.arange(10 * block, 10 * block + 10) * 2
+            found.append(rows(seen.sort(keys, values, np.ones(10, dtype=bool), read)))
+            seen.finish_block(block)
+            assert seen._passages is not None
+            thin.append(seen._passages.thin)
+        seen.abandon()
+        shares[restarts] = found
+        assert (thin[0], thin[-1]) == (1, 8)
+    assert shares[True] == shares[False]
+    assert {match[0] for match in shares[True][-1]} == {NONE, COVERED}
 
 
 def test_many_keys_on_many_pages_are_found_again(tmp_path: Path) -> None:

@@ -131,18 +131,21 @@ def test_a_document_that_spells_out_a_special_token_does_not_end_itself(tiny_tok
     assert (encoded.ids == tiny_tokenizer.eos_id).sum() == len(texts)
     assert as_lists(encoded) == by_hand(texts, tiny_tokenizer)
     live = open_gigatoken(tiny_tokenizer.json, "")
-    assert live.left_to_reference([text.encode() for text in texts]) == [1, 3, 4]
+    documents = [text.encode() for text in texts]
+    assert live.left_to_reference(documents) == [1, 3, 4]
+    # Nor does gigatoken itself know the token: one that only a normalizer spells out would not be found in the text.
+    assert tiny_tokenizer.eos_id not in live.encode(documents)[0]
 
 
 def test_documents_with_doubtful_characters_are_left_to_the_reference(tiny_tokenizer: LoadedTokenizer) -> None:
     live = Gigatoken(tiny_tokenizer.json, "\u00e9\u20ac\U0001f642")
     texts = ["plain", "caf\u00e9", "caf\u00e8", "\u20ac 5", "\u20ad 5", "so \U0001f642", "so \U0001f643", "\u0378"]
     # 0378 is no character of any Unicode yet; the border between documents hides nothing and adds nothing.
-    texts += ["x" * 7 + "\u00e9", "x" * 8 + "\u00e9", "x" * 16, "<|endoftext|", "|>", "\ue000", "\u00e9"]
+    texts += ["x" * 16, "<|endoftext|", "|>", "\ue000", "\u00e9"]
     found = live.left_to_reference([text.encode() for text in texts])
-    assert [texts[n] for n in found] == [
-        "caf\u00e9", "\u20ac 5", "so \U0001f642", "\u0378", "x" * 7 + "\u00e9", "x" * 8 + "\u00e9", "\u00e9"
-    ]  # fmt: skip
+    assert [texts[n] for n in found] == ["caf\u00e9", "\u20ac 5", "so \U0001f642", "\u0378", "\u00e9"]
+    places = ["x" * before + "\u00e9" + "x" * after for before in range(20) for after in range(10)]
+    assert live.left_to_reference([place.encode() for place in places]) == list(range(200))
     assert live.left_to_reference([]) == []
 
 
@@ -230,6 +233,17 @@ def test_a_difference_that_shows_during_the_run_is_an_error(tiny_tokenizer: Load
         f"  got       it gives {[0, *expected[1:4]]}, the reference {expected[:4]}, at token 0 of {PROSE[0]!r}",
         "  do        uninstall gigatoken, so that the slower tokenizers is used, and report the text to its makers",
     ]
+
+
+def test_the_reference_gets_a_bounded_number_of_characters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenise, "ENCODE_CHARACTERS", 5)
+    assert tokenise._batches(["", "ab", "abc", "a", "abcdefg", "a", ""]) == [
+        ["", "ab", "abc"],
+        ["a"],
+        ["abcdefg"],
+        ["a", ""],
+    ]
+    assert tokenise._batches([]) == []
 
 
 def test_the_tokenizer_is_made_anew_when_its_memory_has_grown(

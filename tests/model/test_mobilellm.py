@@ -1,6 +1,7 @@
 """Synthetic checkpoints of the published MobileLLM shape, names and oddities; no real weights are involved."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,49 @@ def test_a_unigram_tokenizer_is_refused_rather_than_converted_wrongly(tmp_path: 
     (folder / "tokenizer.model").write_bytes(unigram.read_bytes())
     with pytest.raises(UserError, match="cannot be converted exactly"):
         read_tokenizer(folder)
+
+
+def trained(folder: Path, lines: list[str], size: int, **changes: Any) -> Path:
+    """A MobileLLM folder with a sentencepiece tokenizer trained on these lines."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder = write(folder, SMALL)
+    settings: dict[str, Any] = {
+        "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "minloglevel": 2,
+        "remove_extra_whitespaces": False, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1,
+        "split_by_unicode_script": False, "hard_vocab_limit": False,
+    }  # fmt: skip
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=size, **(settings | changes)
+    )
+    return folder
+
+
+def test_a_text_that_spells_out_a_special_token_does_not_become_it(tmp_path: Path) -> None:
+    # The vocabulary has the pieces `<s` and `>`, which the conversion alone would merge into the BOS token.
+    folder = trained(tmp_path / "model", ["<span> <strong> </s <s <unk > <0x0A > text"] * 200, 310)
+    from sentencepiece import SentencePieceProcessor
+
+    reference = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    assert "<s" in [reference.id_to_piece(n) for n in range(reference.get_piece_size())]
+    found = read_tokenizer(folder)
+    texts = ["a<s>b", "</s>", "<unk>", "<0x0A>", "<s> <s></s>", "\n"]
+    encoded = found.encode_batch(texts)
+    assert encoded == [reference.encode(text) for text in texts]
+    assert not {0, 1, 2} & {n for ids in encoded for n in ids}
+
+
+def test_the_first_difference_from_sentencepiece_is_named(tmp_path: Path) -> None:
+    # NFKC and the removal of spaces are not Llama's; the very first difference is the space that is removed.
+    lines = ["some words to learn from, and some more words"] * 50
+    folder = trained(tmp_path / "model", lines, 300, normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
+    with pytest.raises(UserError, match="the tokenizer cannot be converted exactly") as caught:
+        read_tokenizer(folder)
+    error = caught.value
+    assert error.where == str(folder / "tokenizer.model")
+    assert error.expected == "a Llama-style BPE model"
+    assert error.got is not None
+    assert re.fullmatch(r"\[\d+(, \d+)*\] at token 0 of ' ', where sentencepiece gives \[\]", error.got)
 
 
 def test_differences_from_the_config_are_named(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_any_other_task_by_what_its_prompt_shows_of_the_document() -> None:
     document = {"stem": " Why? ", "choices": {"text": ["cold", "heat"], "label": ["1", "2"]}}
     built = Harness("Q: Why?\nA. cold\nB. heat\nAnswer:", ["A", "B"], 0)
     assert _shown(built, "t", "1", document) == Question("t", "1", ("Why? cold heat",), "Why?", "cold")
+    listed = Harness("Why? heat or cold?", ["cold", "heat"], 1)
+    assert _shown(listed, "t", "5", {"q": "Why?", "good": "heat", "bad": "cold"}).texts == ("Why? cold heat",)
     assert _shown(built, "t", "2", {"n": 1}).asked == built.text
     built = Harness(1, ["He sat because he", "He sat because she"], "was tired.", multiple_input=True)
     assert _shown(built, "t", "3", {}) == Question("t", "3", ("He sat because she was tired.",))

@@ -88,8 +88,8 @@ class Examined:
     drops a document, -1 for none; contaminated: bool[n], dropped for a benchmark item. keys: uint64[n, columns], the
     exact digest and the near-duplicate bands (0: none). order: uniform 64-bit hash that orders held-out text.
     tokens, starts: ids of document d are tokens[starts[d]:starts[d + 1]], empty where it has none. digest: xxh3-64 of
-    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document. unreadable: with
-    the number of documents before each.
+    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document.
+    unreadable: with the number of documents before each.
     """
 
     ids: list[str]

@@ -58,8 +58,6 @@ class Gigatoken:
 
     def encode(self, documents: list[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the ids of all documents (UTF-8) one after the other, and where each starts: int64[documents + 1]."""
-        if not any(documents):
-            return np.zeros(0, dtype=np.uint32), np.zeros(len(documents) + 1, dtype=np.int64)
         layout: Any = self._tokenizer.encode_batch(documents, parallel=False).layout
         ids, starts = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
         assert starts[0] == 0

@@ -43,6 +43,7 @@ _DOUBLING = (0, *(2**power for power in range(40)))
 _QUARTERS = tuple(range(0, 1625, 25))
 """Bytes per token are counted in hundredths, shown in quarters up to 16."""
 _HUNDREDTHS = 6400
+_EXPECTED = "a prepared corpus, a run's folder with prepared corpora, or the recipe of such a run"
 _EXACT, _NEAR = "same text", "near"
 
 
@@ -82,18 +83,20 @@ def inspect_corpus(folder: Path, samples: int = 3, seed: int = 0) -> Inspection:
 
 
 def find_corpora(place: str, runs: Path) -> dict[str, Path]:
-    """Return the prepared corpora that `place` means, by name (a corpus folder has none: "").
+    """Return the prepared corpora that `place` means, by name (`corpus` for a folder that is one).
 
     place: a corpus folder, a run's folder, or the recipe of a run. runs: where runs stand. Raises UserError when there
     is none.
     """
     path = Path(place).expanduser()
     if (path / "ledger.json").is_file():
-        return {"": path.absolute()}
+        return {"corpus": path.absolute()}
     if building_place(path.absolute()).is_dir():
         todo = "run `onward prepare` again: it goes on where it stopped"
         raise UserError("this corpus is still being prepared, or its preparation was interrupted", place, todo=todo)
     run = path
+    if not path.exists() and not path.suffix and len(path.parts) > 1:
+        raise UserError("there is no such folder", place, expected=_EXPECTED)
     if not path.is_dir():
         from onward.recipe import load_recipe
 
@@ -101,9 +104,19 @@ def find_corpora(place: str, runs: Path) -> dict[str, Path]:
     recorded = json.loads((run / "artifacts.json").read_bytes()) if (run / "artifacts.json").is_file() else {}
     corpora = {name: run / folder for name, folder in (recorded.get("corpora") or {}).items() if folder}
     if not corpora:
-        expected = "a prepared corpus, a run's folder with prepared corpora, or the recipe of such a run"
-        raise UserError("there is no prepared corpus", str(run), expected=expected, todo="onward prepare RECIPE")
+        raise UserError("there is no prepared corpus", str(run), expected=_EXPECTED, todo="onward prepare RECIPE")
     return corpora
+
+
+def find_corpus(place: str, runs: Path) -> Path:
+    """Return the one corpus that `place` means, as `find_corpora` does; raises UserError when there are several."""
+    corpora = find_corpora(place, runs)
+    if len(corpora) > 1:
+        got = ", ".join(f"{name}: {folder}" for name, folder in corpora.items())
+        raise UserError(
+            "this run has several corpora", place, got, "one of them", "name the folder of the one you mean"
+        )
+    return next(iter(corpora.values()))
 
 
 def can_be_inspected(folder: Path) -> bool:

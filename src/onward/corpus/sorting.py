@@ -161,7 +161,8 @@ class Sorter:
         self._repeated(examined, ends["repeated"], first, numbers, matches)
         self._hold_out(examined, ends["held_out"] + first, numbers[ends["held_out"]])
         self._keep(examined, ends["kept"] + first, numbers[ends["kept"]])
-        self._touched(examined, part)
+        rows = np.concatenate([ends["contaminated"], ends["kept"]]) + first
+        self._touched(examined, set(rows.tolist()))
 
     def _drop(self, examined: Examined, rows: Rows, numbers: Rows) -> None:
         reasons = examined.reason[rows]
@@ -232,9 +233,10 @@ class Sorter:
             if (found := taken[rows][taken[rows] > 0]).size:
                 self.tally.trim(rule, _count(found))
 
-    def _touched(self, examined: Examined, part: slice) -> None:
+    def _touched(self, examined: Examined, rows: set[int]) -> None:
+        """List the items in these documents; those in a duplicate are gone with it."""
         assert self._block is not None
-        touched = [t for t in examined.touched if part.start <= t.document < part.stop]
+        touched = [t for t in examined.touched if t.document in rows]
         names = [self._item_names[t.item] for t in touched]
         ids, sources = _chosen([t.document for t in touched], examined.ids, examined.sources)
         self._block.contamination.add(

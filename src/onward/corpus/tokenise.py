@@ -4,7 +4,7 @@ The reference is Hugging Face's tokenizers, the engine gigatoken (some 50 times 
 every document, whichever engine makes them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -74,14 +74,9 @@ def choose_engine(tokenizer: LoadedTokenizer, sample: Sequence[str]) -> Engine:
 @lru_cache(maxsize=4)
 def _checked(tokenizer: LoadedTokenizer) -> Engine:
     """Choose the engine without knowing the corpus."""
-    try:
-        engine = _with_exceptions(tokenizer)
-    except ImportError:
-        return Engine("tokenizers", "gigatoken is not installed")
-    except BaseException as error:  # a panic in Rust is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        return Engine("tokenizers", f"gigatoken cannot read this tokenizer: {str(error).strip().splitlines()[0]}")
+    if (reason := _can_open(tokenizer)) is not None:
+        return Engine("tokenizers", reason)
+    engine = _with_exceptions(tokenizer)
     if len(engine.exceptions) > _MOST_EXCEPTIONS:
         return Engine("tokenizers", f"gigatoken differs on {len(engine.exceptions):,} characters")
     if (difference := _difference(difficult_texts(), tokenizer, engine)) is not None:
@@ -147,6 +142,27 @@ def _compare_passage(text: str, tokenizer: LoadedTokenizer, engine: Engine) -> N
 def open_gigatoken(tokenizer_json: str, exceptions: str) -> Gigatoken:
     """Return the live engine of a tokenizer, made once per process."""
     return Gigatoken(tokenizer_json, exceptions)
+
+
+def open_decoder(tokenizer: LoadedTokenizer) -> Callable[[TokenIds], bytes] | None:
+    """Return what turns ids, without BOS and EOS, into the bytes of a text at gigatoken's speed, None without it.
+
+    Whoever calls it compares the bytes with what is known of the text.
+    """
+    return open_gigatoken(tokenizer.json, "").decode if _can_open(tokenizer) is None else None
+
+
+def _can_open(tokenizer: LoadedTokenizer) -> str | None:
+    """Return why gigatoken cannot be used for this tokenizer, None when it can."""
+    try:
+        open_gigatoken(tokenizer.json, "")
+    except ImportError:
+        return "gigatoken is not installed"
+    except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        return f"gigatoken cannot read this tokenizer: {str(error).strip().splitlines()[0]}"
+    return None
 
 
 def _by_gigatoken(
@@ -228,7 +244,7 @@ def token_reasons(
     (None: off). BOS and EOS are not counted.
     """
     found = np.full(len(encoded), -1, dtype=np.int8)
-    tokens = encoded.lengths() - 1
+    tokens = encoded.lengths() - (1 if tokenizer.bos_id is None else 2)
     if minimum_bytes is not None:
         found[sizes < minimum_bytes * tokens] = 2
     if tokenizer.unknown_id is not None:

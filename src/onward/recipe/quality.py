@@ -92,8 +92,8 @@ class GopherRepetition(Section):
 class C4(Section):
     """C4's rules (arXiv 1910.10683, section 2.2), as datatrove applies them: line by line, then the document.
 
-    Lines that a rule speaks against are taken out of the document. `true` and `null` switch a rule without a threshold on
-    and off. The list of bad words is left out, as datatrove leaves it to a filter of its own.
+    Lines that a rule speaks against are taken out of the document. `true` and `null` switch a rule without a threshold
+    on and off. The list of bad words is left out, as datatrove leaves it to a filter of its own.
     """
 
     terminal_punctuation: bool | None = True
@@ -117,7 +117,10 @@ class C4(Section):
 
 
 class FineWeb(Section):
-    """FineWeb's own rules (arXiv 2406.17557, section 3.4), as datatrove applies them; lines of white space do not count."""
+    """FineWeb's own rules (arXiv 2406.17557, section 3.4), as datatrove applies them.
+
+    Lines of white space do not count.
+    """
 
     minimum_punctuated_lines: Share | None = Fraction(12, 100)
     """Drop when less than this share of the lines ends with terminal punctuation."""

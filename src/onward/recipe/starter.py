@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from onward.errors import UserError
 from onward.recipe.loading import recipe_from_mapping
+from onward.recipe.quantities import format_tokens
 from onward.recipe.sections import Training
 
 _SAMPLED = {"self_replay": {}, "quality": "none", "held_out": {"share": "10%"}}
@@ -55,6 +56,15 @@ def _section(section: BaseModel, indent: int) -> list[str]:
                 shown = {k: v for k, v in item.model_dump(mode="json").items() if v is not None}
                 lines.append(f"{pad}  - {yaml.safe_dump(shown, default_flow_style=True, width=1000).strip()}")
         else:
-            text = yaml.safe_dump(dumped[name], default_flow_style=True, width=1000).strip()
+            shown = _with_units(name, dumped[name])
+            text = yaml.safe_dump(shown, default_flow_style=True, width=1000).strip()
             lines.append(f"{pad}{name}: {text.removesuffix('...').strip()}")
     return lines
+
+
+def _with_units(name: str, value: Any) -> Any:
+    """Write budgets as people do: 400M instead of 400000000."""
+    if isinstance(value, list):
+        return [_with_units(name, inner) for inner in value]
+    is_budget = name.endswith("tokens") or name == "stages"
+    return format_tokens(value) if is_budget and isinstance(value, int) and value >= 100_000 else value

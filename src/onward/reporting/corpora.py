@@ -106,9 +106,9 @@ def _contamination_tables(inspection: Inspection) -> list[Table]:
     tasks = inspection.contamination
     if tasks is None:
         return []
-    rows = tuple((title(t.task), f"{t.items:,}", f"{t.standing:,}", f"{t.documents:,}") for t in tasks)
-    headers = ("task", "items found", "still in the text", "in documents")
-    found = Table("Benchmark items in the text", headers, (False, True, True, True), rows)
+    counts = tuple((title(t.task), f"{t.items:,}", f"{t.standing:,}", f"{t.documents:,}") for t in tasks)
+    names = ("task", "items found", "still in the text", "in documents")
+    found = Table("Benchmark items in the text", names, (False, True, True, True), counts)
     passages = tuple(
         (
             f"{title(task.task)} {passage.item}",

@@ -66,13 +66,14 @@ def measure_figure(role: str, measures: Sequence[Measured]) -> Figure:
 def _measure_picture(measures: Sequence[Measured], width: int, caption: str) -> str:
     wide = width == WIDE
     pitch, height, top = (34, 24, 0) if wide else (58, 26, 0)
-    left, right = (330, width - 148) if wide else (14, width - 14)
+    left, right = (330, width - 148) if wide else (14, width - 72)
     parts: list[str] = []
     bottom = float(top)
     for measure in measures:
         bottom += pitch
         parts += _measure_row(measure, (left, right), bottom, height)
-        allowed = f"{'at most' if measure.is_maximum else 'at least'} {measure.threshold:,g}"
+        sign, words = ("≤", "at most") if measure.is_maximum else ("≥", "at least")
+        allowed = f"{words if wide else sign} {measure.threshold:,g}"
         share = f"{100 * measure.beyond / max(1, sum(measure.counts)):.1f} %"
         kind = "value lost" if measure.beyond else "tick"
         if wide:
@@ -81,7 +82,7 @@ def _measure_picture(measures: Sequence[Measured], width: int, caption: str) -> 
             parts.append(text(width, bottom - 4, share, kind, "end"))
         else:
             parts.append(text(left, bottom - height - 8, f"{measure.rule} · {allowed}", "tick"))
-            parts.append(text(right, bottom - height - 8, share, kind, "end"))
+            parts.append(text(width - 14, bottom - 4, share, kind, "end"))
     return svg(width, bottom + 10, caption, "wide" if wide else "narrow", parts)
 
 

@@ -67,8 +67,10 @@ class Cold:
         is_first = np.diff(owners, prepend=-1) != 0
         search(places[is_first], range(len(runs)))
         guesses = found_in[places[is_first]][np.cumsum(is_first) - 1]
-        for guess in np.unique(guesses[(guesses >= 0) & ~is_first]).tolist():
-            search(places[(guesses == guess) & ~is_first], [guess])
+        # A key of ours is in no other run; one of another corpus may be in a corpus before that one, too.
+        guesses[is_first | (guesses < len(self._others))] = -1
+        for guess in np.unique(guesses[guesses >= 0]).tolist():
+            search(places[guesses == guess], [guess])
         search(places[found_in[places] < 0], range(len(runs)))
         corpora = np.array([*(corpus for corpus, _ in runs), -1], dtype=np.int16)[found_in]
         return corpora, values

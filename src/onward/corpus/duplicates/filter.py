@@ -15,44 +15,54 @@ _BLOCK_BITS = 256
 
 
 class Filter:
-    """Keys that may have been added; a key 0 never was."""
+    """Keys that may have been added; a key 0 never was. blocks: uint32[blocks, 8]."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
-        self._blocks = np.zeros((size_bytes * 8 // _BLOCK_BITS, 8), dtype=np.uint32)
+        self.blocks = np.zeros((size_bytes * 8 // _BLOCK_BITS, 8), dtype=np.uint32)
 
     def add(self, keys: NDArray[np.uint64]) -> None:
         """Add keys, uniform 64-bit hashes."""
-        _add(self._blocks, keys, _SALTS)
+        _add(self.blocks, keys)
 
     def may_hold(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return the places of the keys that may have been added."""
-        return _may_hold(self._blocks, keys, _SALTS)  # type: ignore[no-any-return]
+        places: NDArray[np.int64] = _may_hold(self.blocks, keys)
+        return places
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def include(blocks, key):  # type: ignore[no-untyped-def]
+    """Add one key to the blocks of a filter."""
+    at = np.int64((key >> np.uint64(32)) * np.uint64(len(blocks)) >> np.uint64(32))
+    low = np.uint32(key)
+    for word in range(8):
+        blocks[at, word] |= np.uint32(1) << (np.uint32(low * _SALTS[word]) >> np.uint32(27))
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def holds(blocks, key):  # type: ignore[no-untyped-def]
+    """Return whether a key may have been added to the blocks of a filter."""
+    at = np.int64((key >> np.uint64(32)) * np.uint64(len(blocks)) >> np.uint64(32))
+    low = np.uint32(key)
+    missing = np.uint32(0)
+    for word in range(8):
+        bit = np.uint32(low * _SALTS[word]) >> np.uint32(27)
+        missing |= ~(blocks[at, word] >> bit) & np.uint32(1)
+    return missing == 0
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _add(blocks, keys, salts):  # type: ignore[no-untyped-def]
-    number = np.uint64(len(blocks))
+def _add(blocks, keys):  # type: ignore[no-untyped-def]
     for key in keys:
-        block = blocks[np.int64((key >> np.uint64(32)) * number >> np.uint64(32))]
-        low = np.uint32(key)
-        for word in range(8):
-            block[word] |= np.uint32(1) << (np.uint32(low * salts[word]) >> np.uint32(27))
+        include(blocks, key)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _may_hold(blocks, keys, salts):  # type: ignore[no-untyped-def]
-    number = np.uint64(len(blocks))
+def _may_hold(blocks, keys):  # type: ignore[no-untyped-def]
     found = np.empty(len(keys), dtype=np.int64)
     count = 0
     for n in range(len(keys)):
-        key = keys[n]
-        at = np.int64((key >> np.uint64(32)) * number >> np.uint64(32))
-        low = np.uint32(key)
-        missing = np.uint32(0)
-        for word in range(8):
-            bit = np.uint32(low * salts[word]) >> np.uint32(27)
-            missing |= ~(blocks[at, word] >> bit) & np.uint32(1)
         found[count] = n
-        count += missing == 0 and key != 0
+        count += keys[n] != 0 and holds(blocks, keys[n])
     return found[:count]

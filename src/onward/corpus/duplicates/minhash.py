@@ -71,13 +71,16 @@ def _band_keys(folded, kind, starts, ngram, bands, rows, multipliers, summands):
     longest = 0
     for document in range(documents):
         longest = max(longest, starts[document + 1] - starts[document])
+    hashes = np.empty(longest, dtype=np.uint64)
     shingles = np.empty(longest, dtype=np.uint32)
     window = np.empty(ngram, dtype=np.uint64)
     smallest = np.empty(bands * rows, dtype=np.uint32)
     for document in range(documents):
-        count = _shingle(folded, kind, starts[document], starts[document + 1], ngram, window, shingles)
+        count = shingle_hashes(folded, kind, starts[document], starts[document + 1], window, hashes)
         if not count:
             continue
+        for n in range(count):
+            shingles[n] = np.uint32(hashes[n] >> np.uint64(32))
         for function in range(bands * rows):
             smallest[function] = _smallest(shingles[:count], multipliers[function], summands[function])
         for band in range(bands):
@@ -97,8 +100,12 @@ def _mix(value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _shingle(folded, kind, begin, end, ngram, window, shingles):  # type: ignore[no-untyped-def]
-    """Write the 32-bit hashes of a document's shingles; return their number."""
+def shingle_hashes(folded, kind, begin, end, window, hashes):  # type: ignore[no-untyped-def]
+    """Write the 64-bit hashes of a document's shingles of len(window) words; return their number.
+
+    A document with fewer words has one, of all its words; one without words has none.
+    """
+    ngram = len(window)
     outgoing = np.uint64(1)
     for _ in range(ngram):
         outgoing *= np.uint64(_ROLL)
@@ -115,10 +122,10 @@ def _shingle(folded, kind, begin, end, ngram, window, shingles):  # type: ignore
         slot = slot + 1 if slot + 1 < ngram else 0
         words += 1
         if words >= ngram:
-            shingles[count] = np.uint32(_mix(rolling) >> np.uint64(32))
+            hashes[count] = _mix(rolling)
             count += 1
     if 0 < words < ngram:
-        shingles[0] = np.uint32(_mix(rolling) >> np.uint64(32))
+        hashes[0] = _mix(rolling)
         count = 1
     return count
 

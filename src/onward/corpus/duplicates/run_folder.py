@@ -1,12 +1,11 @@
 """The runs of a corpus that is being made: added block by block, merged when they are many, whole after any kill."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onward.corpus.duplicates.runs import Pairs, Run, merge_runs, open_runs, write_run
+from onward.corpus.duplicates.runs import Pairs, Run, flush_folder, merge_runs, open_runs, write_run
 from onward.errors import UserError
 
 MOST_RUNS = 12
@@ -50,7 +49,7 @@ class RunFolder:
         part = sum(piece.first == block for piece in self._pieces)
         path = self._folder / f"seen-{block:05d}-{block:05d}-{part:03d}.npy"
         write_run(path, size, pieces)
-        _flush_folder(self._folder)
+        flush_folder(self._folder)
         self._pieces.append(_Piece(block, block, part, Run(path)))
 
     def finish(self, block: int) -> None:
@@ -86,7 +85,7 @@ class RunFolder:
         aside = path.with_suffix(".tmp")
         merge_runs([piece.run for piece in pieces], aside)
         aside.rename(path)
-        _flush_folder(self._folder)
+        flush_folder(self._folder)
         at = self._pieces.index(pieces[0])
         self._pieces[at : at + len(pieces)] = [_Piece(first, last, None, Run(path))]
         for piece in pieces:
@@ -119,11 +118,3 @@ def _tidy(folder: Path, blocks: int) -> list[tuple[str, _Numbers]]:
         got, todo = f"none for block {min(missing)}", "remove this folder and run again; the corpus will be made anew"
         raise UserError("the index of finished work is not whole", str(folder), got, todo=todo)
     return ordered
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -120,6 +120,15 @@ def merge_runs(runs: Sequence[Run], path: Path) -> None:
     write_run(path, sum(run.size for run in runs), _merged(runs))
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush the names of a folder's files to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _merged(runs: Sequence[Run]) -> Iterator[Pairs]:
     waiting = [(piece, pieces) for run in runs if (piece := next(pieces := run.pieces(), None)) is not None]
     while waiting:

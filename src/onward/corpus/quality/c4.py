@@ -85,7 +85,7 @@ def c4_rules(left: LeftLines, rules: C4) -> Iterator[Rule]:
 
 
 def count_sentences(batch: TextBatch, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sentences of every document: int64[documents]; each of its lines (int64[documents]) has at least one."""
+    """Return the sentences of every document: int64[documents]. Each of its `lines` has one at least."""
     words = split_words(batch)
     sentences = lines.copy()
     _count_sentences(batch.buffer, words.begin, words.end, words.marks, words.starts, sentences)

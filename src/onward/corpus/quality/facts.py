@@ -44,7 +44,7 @@ class Facts:
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """The lines between empty lines."""
-        return paragraphs_of(self.lines)
+        return paragraphs_of(self.batch, self.lines)
 
     @cached_property
     def seen_lines(self) -> NDArray[np.bool_]:

@@ -143,20 +143,20 @@ def _count_lines(buffer, text_starts, table, begin, end, inner_begin, inner_end,
             if high == stop:
                 count[_LINES] += 1
             if about[line] & HASHES:
-                for at in range(low, high):
-                    count[_HASHES] += buffer[at] == ord("#")
+                for place in range(low, high):
+                    count[_HASHES] += buffer[place] == ord("#")
             if about[line] & ELLIPSES:
                 count[_ELLIPSES] += _ellipses(buffer, low, high)
             if not about[line] & OTHER_BREAKS:
                 _mark(buffer, np.int64(inner_begin[line]), np.int64(inner_end[line]), count)
                 continue
-            at = np.int64(low)
+            at = low
             while at < high:
                 size = line_break(buffer, at, stop)
                 if size:
                     inner_low, inner_high = without_blanks(buffer, low, at, table)
                     _mark(buffer, inner_low, inner_high, count)
-                    low = at + size
+                    low = np.int64(at + size)
                     # Behind the last break of a document is no line, and the line feed of \r\n is counted already.
                     count[_LINES] += low <= high and low < stop
                 at += max(size, 1)

@@ -42,7 +42,7 @@ class Judgement:
 
 
 def judge(batch: TextBatch, words: Words, quality: Quality | None) -> Judgement:
-    """Apply every family to the text as read; families and rules have a fixed order, the first that speaks is the reason."""
+    """Apply every family to the text as read; the first rule that speaks, in a fixed order, is the reason."""
     reason = np.full(len(batch), -1, dtype=np.int16)
     if quality is None:
         return Judgement(reason, (), (), {})

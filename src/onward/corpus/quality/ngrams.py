@@ -1,7 +1,7 @@
 """Repeated runs of words: the most frequent 2- to 4-grams, and the 5- to 10-grams seen before.
 
-An n-gram can only occur twice where both (n-1)-grams in it do, so after the pairs of words only the places that are left
-are looked at.
+An n-gram can only occur twice where both (n-1)-grams in it do, so after the pairs of words only the places that are
+left are looked at.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ TOP, REPEATED = range(2, 5), range(5, LONGEST + 1)
 class Repetition:
     """Characters in n-grams. Both are int64[documents, 11], the column is n.
 
-    top: length of the most frequent n-gram, its words joined by one space, times its count; of equally frequent ones the
-    first. repeated: characters of the words of n-grams seen earlier in the document. Reading goes on behind a repeated
-    n-gram, and the n-grams that begin inside it are neither counted nor remembered (datatrove's reading of Gopher, arXiv
-    2112.11446 table A1).
+    top: length of the most frequent n-gram, its words joined by one space, times its count; of equally frequent ones
+    the first. repeated: characters of the words of n-grams seen earlier in the document. Reading goes on behind a
+    repeated n-gram, and the n-grams that begin inside it are neither counted nor remembered (datatrove's reading of
+    Gopher, arXiv 2112.11446 table A1).
     """
 
     top: NDArray[np.int64]

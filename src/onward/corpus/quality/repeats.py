@@ -6,7 +6,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from onward.corpus.text.hashing import FACTOR, SEED, mixed
+from onward.corpus.text.batch import TextBatch
+from onward.corpus.text.characters import read_only
+from onward.corpus.text.hashing import FACTOR, SEED, hash_stretch, in_eights, mixed
 from onward.corpus.text.lines import BLANK, Lines
 
 
@@ -23,14 +25,14 @@ class Paragraphs:
     starts: NDArray[np.int64]
 
 
-def paragraphs_of(lines: Lines) -> Paragraphs:
+def paragraphs_of(batch: TextBatch, lines: Lines) -> Paragraphs:
     """Put the lines of every document together to paragraphs."""
     number = len(lines.begin) + len(lines.line_feeds)
     characters, hashes = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.uint64)
     starts = np.zeros(len(lines.starts), dtype=np.int64)
-    places = (lines.begin, lines.end, lines.inner_begin, lines.inner_end)
-    lengths, both_hashes = (lines.characters, lines.inner_characters), (lines.hash, lines.inner_hash)
-    count: int = _paragraphs(places, lengths, both_hashes, lines.about, lines.starts, characters, hashes, starts)
+    buffer, places = read_only(batch.buffer), (lines.begin, lines.end, lines.inner_begin, lines.inner_end)
+    columns = (lines.characters, lines.hash, lines.about, lines.starts)
+    count: int = _paragraphs(buffer, in_eights(buffer), places, *columns, characters, hashes, starts)
     return Paragraphs(characters[:count], hashes[:count], starts)
 
 
@@ -68,10 +70,9 @@ def _seen_before(hashes, starts, keys, seen):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _paragraphs(places, lengths, both_hashes, about, starts, out_characters, out_hashes, out_starts):  # type: ignore[no-untyped-def]
+def _paragraphs(buffer, eights, places, characters, hashes, about, starts, out_characters, out_hashes, out_starts):  # type: ignore[no-untyped-def]
     """Fill the columns; return the number of paragraphs."""
     begin, end, inner_begin, inner_end = places
-    (characters, inner_characters), (hashes, inner_hashes) = lengths, both_hashes
     count = 0
     for document in range(len(starts) - 1):
         low, high = starts[document], starts[document + 1]
@@ -87,13 +88,13 @@ def _paragraphs(places, lengths, both_hashes, about, starts, out_characters, out
                     out_characters[count], out_hashes[count] = 0, SEED
                 else:
                     out_characters[count] += 1
-            # The first and the last line lose white space on one side, which matters where they have it on one only.
-            is_inner = (line == low and inner_end[line] == end[line]) or (
-                line == high - 1 and inner_begin[line] == begin[line]
-            )
-            is_inner |= line == low and line == high - 1
-            out_characters[count] += inner_characters[line] if is_inner else characters[line]
-            out_hashes[count] = mixed(out_hashes[count], inner_hashes[line] if is_inner else hashes[line])
+            first = np.int64(inner_begin[line] if line == low else begin[line])
+            last = np.int64(inner_end[line] if line == high - 1 else end[line])
+            value, length = hashes[line], np.int64(characters[line])
+            if first > begin[line] or last < end[line]:
+                value, length, _ = hash_stretch(buffer, eights, first, last)
+            out_characters[count] += length
+            out_hashes[count] = mixed(out_hashes[count], value)
         count += 1
         out_starts[document + 1] = count
     return count

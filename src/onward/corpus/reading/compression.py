@@ -82,10 +82,9 @@ class _Stored:
 def _gzip(raw: IO[bytes], offset: int) -> Iterator[Block]:
     stored = _Stored(raw, offset)
     while stored.has_more():
-        padded = stored.more()
-        stored.give_back(padded.lstrip(b"\0"))  # gzip may be padded with zeros
-        if not stored.has_more():
+        if not (piece := stored.more().lstrip(b"\0")):  # gzip may be padded with zeros
             continue
+        stored.give_back(piece)
         member, inflater, rest = stored.offset, zlib.decompressobj(wbits=31), b""
         while not inflater.eof:
             compressed = rest or stored.more()

@@ -82,6 +82,8 @@ def _declared(content: bytes) -> str | None:
         name = codecs.lookup(named[1].decode()).name
     except LookupError:
         return None
+    if name.startswith(("utf-16", "utf-32")):  # the declaration could not be read if it were true
+        return None
     # What pages call Latin-1 or ASCII is its Windows extension (WHATWG Encoding Standard, section 4.2).
     return "cp1252" if name in ("iso8859-1", "ascii") else name
 

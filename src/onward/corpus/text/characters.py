@@ -117,7 +117,7 @@ def flags_of(code, table):  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True, cache=True, _nrt=False)
-def code_point(buffer: NDArray[np.uint8], at: int) -> tuple[int, int]:
+def code_point(buffer, at):  # type: ignore[no-untyped-def]
     """Return the code point that begins at byte `at` of valid UTF-8, and its number of bytes."""
     first = buffer[at]
     if first < 0x80:
@@ -132,7 +132,7 @@ def code_point(buffer: NDArray[np.uint8], at: int) -> tuple[int, int]:
 
 
 @njit(forceinline=True, cache=True, _nrt=False)
-def code_point_before(buffer: NDArray[np.uint8], end: int) -> tuple[int, int]:
+def code_point_before(buffer, end):  # type: ignore[no-untyped-def]
     """Return the code point that ends before byte `end` of valid UTF-8, and its number of bytes."""
     at = end - 1
     while buffer[at] & 0xC0 == 0x80:

@@ -382,33 +382,41 @@ def _stays_whole(buffer, low, high, table, whole):  # type: ignore[no-untyped-de
 
 @njit(forceinline=True, cache=True, _nrt=False)
 def _is_address(buffer, low, high, table):  # type: ignore[no-untyped-def]
-    """Whether this is [scheme://] [user@] host.tld [:port] [/path], with a small-letter tld of at least two."""
+    """Whether this is [scheme://] [user@] host.tld [:port] [/path]."""
+    at = low
+    while at < high and (_is_in_name(buffer[at], table) or buffer[at] == ord("+")):
+        at += 1
+    if at > low + 1 and at + 3 < high and buffer[at] == ord(":"):
+        is_scheme = buffer[at + 1] == ord("/") and buffer[at + 2] == ord("/")
+        if is_scheme and _is_host(buffer, at + 3, high, table):
+            return True
     if _is_host(buffer, low, high, table):
         return True
-    for at in range(low + 1, high - 1):
-        is_at_sign = buffer[at] == ord("@")
-        is_scheme_end = (
-            at >= low + 4 and buffer[at] == ord("/") and buffer[at - 1] == ord("/") and buffer[at - 2] == ord(":")
-        )
-        if (is_at_sign or is_scheme_end) and _is_host(buffer, at + 1, high, table):
+    for sign in range(low + 1, high - 1):
+        if buffer[sign] == ord("@") and _is_host(buffer, sign + 1, high, table):
             return True
     return False
 
 
 @njit(forceinline=True, cache=True, _nrt=False)
+def _is_in_name(byte, table):  # type: ignore[no-untyped-def]
+    """Whether this may stand in the name of a host, beyond ASCII anything."""
+    if byte >= 0x80 or table[byte] & (LETTER | DIGIT):
+        return True
+    return byte == ord("-") or byte == ord("_") or byte == ord(".")
+
+
+@njit(forceinline=True, cache=True, _nrt=False)
 def _is_host(buffer, low, high, table):  # type: ignore[no-untyped-def]
-    at = low
-    label = low
+    """Whether parts joined by periods stand here, the last of two small letters or more, and then the end or a path."""
+    at = label = low
     dots = 0
-    while at < high:
-        byte = buffer[at]
-        if byte == ord("."):
+    while at < high and _is_in_name(buffer[at], table):
+        if buffer[at] == ord("."):
             if at == label or buffer[at - 1] == ord("-") or buffer[at - 1] == ord("_"):
                 return False
             dots += 1
             label = at + 1
-        elif byte < 0x80 and not (table[byte] & (LETTER | DIGIT) or byte == ord("-") or byte == ord("_")):
-            break
         at += 1
     if not dots or at - label < 2:
         return False
@@ -419,6 +427,6 @@ def _is_host(buffer, low, high, table):  # type: ignore[no-untyped-def]
         digits = at + 1
         while digits < high and table[buffer[digits]] & DIGIT:
             digits += 1
-        if 2 <= digits - at - 1 <= 5:
+        if 3 <= digits - at <= 6:
             at = digits
     return at == high or buffer[at] == ord("/") or buffer[at] == ord("?") or buffer[at] == ord("#")

@@ -35,3 +35,21 @@ def mixed(value, eight):  # type: ignore[no-untyped-def]
     """Take eight more bytes into a hash: multiply and shift; different texts agree with a chance of about 2**-64."""
     value = (value ^ eight) * FACTOR
     return value ^ (value >> np.uint64(32))
+
+
+@njit(cache=True, _nrt=False)
+def hash_stretch(buffer, eights, low, high):  # type: ignore[no-untyped-def]
+    """Return the hash of a stretch, its code points, and whether two of its periods touch."""
+    value, ones, high_bits = SEED, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+    length, dotted = high - low, np.uint64(0)
+    while low < high:
+        number = min(8, high - low)
+        eight = eight_bytes(buffer, eights, low, number)
+        value = mixed(value, eight)
+        inner = (eight >> np.uint64(7)) & ~(eight >> np.uint64(6)) & ones  # 10xxxxxx: not the first byte of a character
+        length -= np.int64((inner * ones) >> np.uint64(56))
+        unlike = eight ^ np.uint64(0x2E2E2E2E2E2E2E2E)
+        periods = ~(((unlike & ~high_bits) + ~high_bits) | unlike) & high_bits
+        dotted |= periods & (periods >> np.uint64(8))
+        low += 8
+    return value, length, dotted != 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onward.corpus.text.batch import TextBatch
 from onward.corpus.text.characters import SENTENCE_END, SPACE, code_point, code_point_before, flags, flags_of, read_only
-from onward.corpus.text.hashing import SEED, eight_bytes, in_eights, mixed
+from onward.corpus.text.hashing import eight_bytes, hash_stretch, in_eights
 
 BLANK, ENDS_SENTENCE, OTHER_BREAKS, HASHES, ELLIPSES = 1, 2, 4, 8, 16
 """What is known of a line: only white space; its last character ends sentences; it may hold line breaks other than the
@@ -90,10 +90,12 @@ def _lines(buffer, eights, starts, table, bytes_table, places, both_hashes, abou
             if at > low:
                 inner_low, inner_high = without_blanks(buffer, low, at, table)
                 begin[count], end[count], inner_begin[count], inner_end[count] = low, at, inner_low, inner_high
-                hashes[count], characters[count], dotted = _hash(buffer, eights, low, at)
+                hashes[count], characters[count], dotted = hash_stretch(buffer, eights, low, at)
                 inner_hashes[count], inner_characters[count] = hashes[count], characters[count]
                 if inner_low > low or inner_high < at:
-                    inner_hashes[count], inner_characters[count], _ = _hash(buffer, eights, inner_low, inner_high)
+                    inner_hashes[count], inner_characters[count], _ = hash_stretch(
+                        buffer, eights, inner_low, inner_high
+                    )
                 seen &= OTHER_BREAKS | HASHES | ELLIPSES
                 last, _ = code_point_before(buffer, at)
                 if flags_of(last, table) & SENTENCE_END:
@@ -130,24 +132,6 @@ def without_blanks(buffer, low, high, table):  # type: ignore[no-untyped-def]
             break
         high -= size
     return low, high
-
-
-@njit(cache=True, _nrt=False)
-def _hash(buffer, eights, low, high):  # type: ignore[no-untyped-def]
-    """Return the hash of a stretch, its code points, and whether two of its periods touch."""
-    value, ones, high_bits = SEED, np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
-    length, dotted = high - low, np.uint64(0)
-    while low < high:
-        number = min(8, high - low)
-        eight = eight_bytes(buffer, eights, low, number)
-        value = mixed(value, eight)
-        inner = (eight >> np.uint64(7)) & ~(eight >> np.uint64(6)) & ones  # 10xxxxxx: not the first byte of a character
-        length -= np.int64((inner * ones) >> np.uint64(56))
-        unlike = eight ^ np.uint64(0x2E2E2E2E2E2E2E2E)
-        periods = ~(((unlike & ~high_bits) + ~high_bits) | unlike) & high_bits
-        dotted |= periods & (periods >> np.uint64(8))
-        low += 8
-    return value, length, dotted != 0
 
 
 @njit(cache=True, _nrt=False)

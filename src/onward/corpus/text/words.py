@@ -1,11 +1,11 @@
 """The word rule: how a text is cut into words, for every rule that counts or compares them.
 
 White space separates pieces. From both ends of a piece punctuation, quotes and symbols are cut off, one word each (a
-run of periods is one word). From its end are cut off 's, n't, 'll, 're, 've, 'd, 'm, a unit or a currency behind a digit,
-and a period, unless that belongs to an abbreviation (Mr., e.g., U.S., an initial). What is left is one word, except that
-these are words of their own inside it: hyphens and : < > = / , between letters (some also between a digit and a letter);
-a period between a small and a capital letter; + - * ^ between digits; symbols and ellipses. Web and mail addresses stay
-whole, and so do and/or and w/o.
+run of periods is one word). From its end are cut off 's, n't, 'll, 're, 've, 'd, 'm, a unit or a currency behind a
+digit, and a period, unless that belongs to an abbreviation (Mr., e.g., U.S., an initial). What is left is one word,
+except that these are words of their own inside it: hyphens and : < > = / , between letters (all but the comma also
+between a digit and a letter); a period between a small and a capital letter; + - * ^ between digits; symbols and
+ellipses. Web and mail addresses stay whole, and so do and/or and w/o.
 
 This is a small stand-in for spaCy's English tokenizer, by which datatrove counts words; docs/numbers says how often the
 quality rules decide otherwise because of it. `cut.py` has the rule itself.
