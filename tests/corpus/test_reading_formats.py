@@ -268,6 +268,15 @@ def test_a_missing_package_is_named_before_anything_is_read(
     )
 
 
+def test_a_package_that_lacks_one_of_its_own_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.html").write_text(PAGE)
+    inputs = find_inputs(Source(path=str(tmp_path)))
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    with pytest.raises(UserError, match=r"\.html files cannot be read") as error:
+        list(read_source(inputs))
+    assert error.value.todo == "pip install 'onward[documents]'"
+
+
 def test_nothing_heavy_is_loaded_until_a_file_needs_it() -> None:
     heavy = ["trafilatura", "lxml", "pypdfium2", "mammoth", "ftfy", "charset_normalizer", "fsspec", "pyarrow"]
     code = (

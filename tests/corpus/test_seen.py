@@ -274,6 +274,16 @@ def test_a_missing_block_is_named(tmp_path: Path) -> None:
     assert caught.value.got == "none for block 1"
 
 
+def test_missing_passages_of_a_block_are_named(tmp_path: Path) -> None:
+    seen = Seen(tmp_path, 1, covered=Fraction(1, 2))
+    seen.finish_block(0)
+    seen.abandon()
+    (tmp_path / "passages-00000.keys").unlink()
+    with pytest.raises(UserError, match="the index of finished work is not whole") as caught:
+        Seen(tmp_path, 1, blocks=1, covered=Fraction(1, 2))
+    assert caught.value.where == str(tmp_path / "passages-00000.keys")
+
+
 @pytest.mark.parametrize(
     ("content", "got"),
     [

@@ -140,6 +140,15 @@ def test_words_have_one_hash_when_they_are_the_same(words: list[str]) -> None:
         assert (small[one] == small[other]) == (words[one].lower() == words[other].lower())
 
 
+@pytest.mark.parametrize("length", range(1, 20))
+def test_a_word_has_the_same_hash_wherever_it_is_cut_from(length: int) -> None:
+    word = "Abcdefghijklmnopqrstuvwxyz"[:length]
+    words = split_words(batch_of([f"{word} x-{word} ({word}) {word}, é{word}"]))
+    same = [0, 3, 5, 7]
+    assert len(set(words.exact[same].tolist())) == len(set(words.folded[same].tolist())) == 1
+    assert len(set(words.exact.tolist())) == 7
+
+
 def test_a_word_with_and_without_symbols_is_folded_alike() -> None:
     for one, other in [
         ("e.g.", "eg"),

@@ -9,11 +9,13 @@ ones are being made. Where a block ends depends on the text alone.
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
+import pyarrow as pa
 
 from onward.artifact import write_text
 from onward.corpus.contamination.table import CONTAMINATION
@@ -23,6 +25,7 @@ from onward.corpus.tokenise import TokenIds
 
 STATE = "state"
 """Folder, inside a corpus that is being made, for what is needed only until it is finished."""
+_TABLES = {"documents": DOCUMENTS, "dropped": DROPPED, "duplicates": DUPLICATES, "contamination": CONTAMINATION}
 LARGEST_READ_BYTES = 512_000_000
 """A block ends after so much text even when little of it is kept."""
 
@@ -45,12 +48,16 @@ class BlockWriter:
         self._folder = folder
         self._dtype = dtype
         self._lengths: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-        self._tokens = _open_array(folder / block_name("tokens", number, "npy"), dtype)
-        self.documents = TableWriter(folder / block_name("documents", number, "parquet"), DOCUMENTS)
-        self.dropped = TableWriter(folder / block_name("dropped", number, "parquet"), DROPPED)
-        self.duplicates = TableWriter(folder / block_name("duplicates", number, "parquet"), DUPLICATES)
-        self.contamination = TableWriter(folder / block_name("contamination", number, "parquet"), CONTAMINATION)
-        self.held_out = HeldOutSpill(folder / STATE / block_name("held_out", number, "rows"))
+        with ExitStack() as opened:  # when one cannot be made (the disk is full), those before it are closed
+            self._tokens = opened.enter_context(_open_array(folder / block_name("tokens", number, "npy"), dtype))
+            tables = [
+                opened.enter_context(closing(TableWriter(folder / block_name(kind, number, "parquet"), schema)))
+                for kind, schema in _TABLES.items()
+            ]
+            spill = HeldOutSpill(folder / STATE / block_name("held_out", number, "rows"))
+            self.held_out = opened.enter_context(closing(spill))
+            self._files = opened.pop_all()
+        self.documents, self.dropped, self.duplicates, self.contamination = tables
 
     def append(self, tokens: TokenIds, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> int:
         """Write the tokens of documents, one after the other; return the offset of the first."""
@@ -64,24 +71,22 @@ class BlockWriter:
 
     def finish(self, sequence_tokens: int, mode: PackingMode) -> Packing:
         """Complete and flush the files, and pack."""
-        for table in (self.documents, self.dropped, self.duplicates, self.contamination, self.held_out):
-            table.close()
-        _close_array(self._tokens, self._dtype, self.kept_tokens)
+        _write_length(self._tokens, self._dtype, self.kept_tokens)
+        self._files.close()
         lengths = np.concatenate([np.zeros(0, dtype=np.int64), *self._lengths])
         packing = pack(lengths, sequence_tokens, mode, self.first_token)
         packing.save(self._folder / block_name("packing", self.number, "npz"))
-        kinds = [("packing", "npz"), ("tokens", "npy")]
-        kinds += [(kind, "parquet") for kind in ("documents", "dropped", "duplicates", "contamination")]
-        for path in (*(block_name(kind, self.number, suffix) for kind, suffix in kinds),):
-            _flush(self._folder / path)
+        for kind in _TABLES:
+            _flush(self._folder / block_name(kind, self.number, "parquet"))
+        _flush(self._folder / block_name("packing", self.number, "npz"))
+        _flush(self._folder / block_name("tokens", self.number, "npy"))
         _flush(self._folder / STATE / block_name("held_out", self.number, "rows"))
         return packing
 
     def abandon(self) -> None:
         """Close the files without finishing them; the next start removes them."""
-        for table in (self.documents, self.dropped, self.duplicates, self.contamination, self.held_out):
-            table.close()
-        self._tokens.close()
+        with suppress(OSError, pa.ArrowException):  # a disk that is full stays full
+            self._files.close()
 
 
 def save_state(folder: Path, number: int, state: dict[str, Any]) -> None:
@@ -113,16 +118,15 @@ def remove_state(folder: Path) -> None:
 
 def _open_array(path: Path, dtype: np.dtype[Any]) -> BinaryIO:
     file = open(path, "wb")
-    _write_header(file, dtype, 0)
+    _write_header(file, dtype, 0)  # into the buffer; the disk is not asked yet
     return file
 
 
-def _close_array(file: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
-    with file:
-        end = file.tell()
-        file.seek(0)
-        _write_header(file, dtype, length)
-        assert file.tell() == end - length * dtype.itemsize, "the header kept its size"
+def _write_length(file: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
+    end = file.tell()
+    file.seek(0)
+    _write_header(file, dtype, length)
+    assert file.tell() == end - length * dtype.itemsize, "the header kept its size"
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], length: int) -> None:

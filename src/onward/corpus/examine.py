@@ -23,7 +23,7 @@ from onward.corpus.duplicates.minhash import band_keys
 from onward.corpus.duplicates.normalised import normalised
 from onward.corpus.histograms import Histograms
 from onward.corpus.quality.judge import judge
-from onward.corpus.reading.chunks import Chunk, open_chunk
+from onward.corpus.reading.chunks import Chunk, items_in
 from onward.corpus.reading.unicode import clean_text
 from onward.corpus.text.batch import batch_of
 from onward.corpus.text.words import split_words
@@ -31,6 +31,8 @@ from onward.corpus.tokenise import Engine, TokenIds, encode, token_reasons
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Contamination, NearDuplicates, Quality
 
+BATCH_CHARACTERS = 4_000_000
+"""Text examined at once; words take some ten times the memory of their text."""
 EXCERPT_CHARACTERS = 200
 C4_LINES = "lines taken out (c4)"
 PASSAGES = "passages of benchmarks cut out"
@@ -113,16 +115,31 @@ class Examined:
     histograms: Histograms
 
 
-def examine(task: Task, rules: Rules) -> Examined:
-    """Open a chunk and apply every rule that needs only the document itself."""
+def examine(task: Task, rules: Rules) -> tuple[Examined, ...]:
+    """Open a chunk and apply every rule that needs only the document itself.
+
+    A usual chunk is one batch; the parts of a record of a hundred megabytes are several, so that memory stays small.
+    """
+    examined = []
     documents: list[Document] = []
     unreadable: list[tuple[int, Unreadable]] = []
-    for item in open_chunk(task.chunk, task.fields):
-        if isinstance(item, Document):
-            documents.append(item)
-        else:
+    characters = 0
+    for item in items_in(task.chunk, task.fields):
+        if isinstance(item, Unreadable):
             unreadable.append((len(documents), item))
-    draft = _Draft(documents, rules, task.scored)
+            continue
+        if characters + len(item.text) > BATCH_CHARACTERS and documents:
+            examined.append(_examine(documents, unreadable, rules, task.scored))
+            documents, unreadable, characters = [], [], 0
+        documents.append(item)
+        characters += len(item.text)
+    return (*examined, _examine(documents, unreadable, rules, task.scored))
+
+
+def _examine(
+    documents: list[Document], unreadable: list[tuple[int, Unreadable]], rules: Rules, scored: bool
+) -> Examined:
+    draft = _Draft(documents, rules, scored)
     draft.judge()
     draft.identify()
     draft.decontaminate()

@@ -39,6 +39,8 @@ SHOWN_ORIGINS = 20
 SHOWN_CLUSTERS = 10
 _SAMPLE_TOKENS = 160
 """Tokens decoded of a kept document: enough for the excerpt in any tokenizer that spells no words out."""
+_TEXT_ROWS = 256
+"""Rows read at a time where they hold whole texts."""
 _DOUBLING = (0, *(2**power for power in range(40)))
 _QUARTERS = tuple(range(0, 1625, 25))
 """Bytes per token are counted in hundredths, shown in quarters up to 16."""
@@ -121,7 +123,11 @@ def find_corpus(place: str, runs: Path) -> Path:
 
 def can_be_inspected(folder: Path) -> bool:
     """Whether a folder is a whole corpus of this version."""
-    return (folder / MANIFEST).is_file() and (folder / FACTS_FILE).is_file()
+    try:
+        _facts(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _facts(folder: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -129,9 +135,12 @@ def _facts(folder: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     manifest = read_manifest(folder)
     if manifest is None or manifest.kind != "corpus":
         raise UserError("this is not a prepared corpus", str(folder), expected=f"a folder with {MANIFEST} of a corpus")
-    if not (folder / FACTS_FILE).is_file():
-        todo = "prepare it again with this version"
+    todo = f"remove {folder} and prepare it again"
+    if FACTS_FILE not in manifest.files:
         raise UserError("this corpus was prepared by an older version", str(folder), todo=todo)
+    missing = [name for name in manifest.files if not (folder / name).is_file()]
+    if missing:
+        raise UserError("files of this corpus are missing", str(folder), ", ".join(missing[:5]), todo=todo)
     return json.loads((folder / FACTS_FILE).read_bytes()), manifest.made_from
 
 
@@ -173,7 +182,8 @@ class _Look:
             self._kept.offer(batch)
             self._remember(batch, wanted, False)
         if wanted - self._stayed.keys():
-            for batch in batches([self._folder / HELD_OUT_FILE], ("number", "id", "source", "text")):
+            texts = batches([self._folder / HELD_OUT_FILE], ("number", "id", "source", "text"), _TEXT_ROWS)
+            for batch in texts:
                 self._remember(batch, wanted, True)
 
     def kept(self) -> tuple[Sample, ...]:

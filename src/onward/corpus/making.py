@@ -48,7 +48,7 @@ class Making:
         preparation: Preparation,
         aside: Path,
         generate: Generate | None,
-        start: StartWorkers[Task, Examined] | None,
+        start: StartWorkers[Task, tuple[Examined, ...]] | None,
         progress: Progress,
     ) -> None:
         self.job, self.aside, self.generate, self.start, self.progress = preparation, aside, generate, start, progress
@@ -102,15 +102,15 @@ class Making:
             self.progress.note(f"going on after {self.sorter.number_of_blocks} finished blocks")
         try:
             self._sort_all()
+            self.sorter.finish_block()
+            _refuse_unreadable(tally, self.sorter.fields, job)
+            _refuse_nothing_kept(tally, job)
+            write_held_out(blocks.spills(self.aside, self.sorter.number_of_blocks), self.aside / HELD_OUT_FILE)
+            self.seen.close(self.aside / SEEN_FILE)
         except BaseException:
             self.sorter.abandon()
             self.seen.abandon()
             raise
-        self.sorter.finish_block()
-        _refuse_unreadable(tally, self.sorter.fields, job)
-        _refuse_nothing_kept(tally, job)
-        write_held_out(blocks.spills(self.aside, self.sorter.number_of_blocks), self.aside / HELD_OUT_FILE)
-        self.seen.close(self.aside / SEEN_FILE)
         ledger = tally.close(job.sequence_tokens)
         ledger.save(self.aside)
         save_tokenizer(job.tokenizer, self.aside / "tokenizer")

@@ -38,7 +38,7 @@ def prepare(
     items: Items | None = None,
     generate: Generate | None = None,
     model_fingerprint: str | None = None,
-    start_workers: StartWorkers[Task, Examined] | None = None,
+    start_workers: StartWorkers[Task, tuple[Examined, ...]] | None = None,
     workers: int | None = None,
     progress: Progress = _SILENT,
     label: str = "domain",
@@ -67,7 +67,7 @@ def prepare(
 def make(
     preparation: Preparation,
     generate: Generate | None,
-    start: StartWorkers[Task, Examined] | None,
+    start: StartWorkers[Task, tuple[Examined, ...]] | None,
     progress: Progress = _SILENT,
 ) -> PreparedCorpus:
     """Make a planned corpus, going on from the blocks that an interrupted call finished."""

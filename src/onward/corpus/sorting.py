@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,22 @@ class Sorter:
         """Whether the wanted tokens are there."""
         return self._wanted_tokens is not None and self.tally.kept_tokens >= self._wanted_tokens
 
-    def take(self, examined: Examined, position: Any) -> None:
+    def take(self, batches: Sequence[Examined], position: Any) -> None:
         """Sort a chunk's documents; the rest of the chunk counts as not read once the wanted tokens are there.
 
         position: where reading goes on after the chunk; kept with the block that ends here.
         """
         if self._block is None:
             self._block = BlockWriter(self._folder, self.number_of_blocks, self.tally.kept_tokens, self._dtype)
+        for examined in batches:
+            if not self.is_full:
+                self._take(examined)
+        self.position = position
+        is_long = self._block.read_bytes >= blocks.LARGEST_READ_BYTES
+        if self._block.kept_tokens >= self._block_tokens or is_long:
+            self.finish_block()
+
+    def _take(self, examined: Examined) -> None:
         begin, count = 0, len(examined.ids)
         while begin < count and not self.is_full:
             end = begin + self._prefix(examined, begin)
@@ -86,10 +96,6 @@ class Sorter:
         read = count if not self.is_full else begin - 1
         self._take_unreadable([record for before, record in examined.unreadable if before <= read])
         self.histograms.merge(examined.histograms)
-        self.position = position
-        is_long = self._block.read_bytes >= blocks.LARGEST_READ_BYTES
-        if self._block.kept_tokens >= self._block_tokens or is_long:
-            self.finish_block()
 
     def finish_block(self) -> None:
         """End the block that is open, if any: from here on it outlives a kill."""
@@ -252,13 +258,16 @@ class Sorter:
     def _take_unreadable(self, records: Sequence[Unreadable]) -> None:
         assert self._block is not None
         for record in records:
-            self.tally.read += Count(record.count, 0)
-            self.tally.drop(record.reason, Count(record.count, 0))
-            if len(self._still_listed(record.reason, np.zeros(1, dtype=np.int64))):
-                self._block.dropped.add([-1], [record.where], [record.where], [record.reason], [""])
+            count = Count(record.count, 0)
+            self.tally.read += count
+            self.tally.drop(record.reason, count)
+            listed = len(self._still_listed(record.reason, np.zeros(record.count, dtype=np.int64)))
+            places = list(islice(record.places(), listed))
+            self._block.dropped.add([-1] * listed, places, places, [record.reason] * listed, [""] * listed)
             if record.reason not in WITHOUT_TEXT:
                 self.tally.num_unreadable += record.count
-                self.tally.name_place(record.where, record.reason)
+                for place in places:
+                    self.tally.name_place(place, record.reason)
             if len(self.fields) < _FIELDS_SHOWN:
                 self.fields |= dict.fromkeys(record.fields)
 

@@ -54,11 +54,11 @@ class Origins:
     missed_tokens: int
 
 
-def batches(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of tables that follow each other, `BATCH_ROWS` rows at most at a time."""
+def batches(paths: Sequence[Path], columns: Sequence[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of tables that follow each other, so many rows at most at a time."""
     for path in paths:
         with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+            yield from file.iter_batches(rows, columns=list(columns))
 
 
 def integers(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:

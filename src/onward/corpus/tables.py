@@ -53,8 +53,10 @@ class TableWriter:
 
     def close(self) -> None:
         """Write what is left."""
-        self._flush()
-        self._writer.close()
+        try:
+            self._flush()
+        finally:
+            self._writer.close()
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))

@@ -1,5 +1,6 @@
 """Every knob of a run, as typed sections. A function receives its own section, never the whole recipe."""
 
+import codecs
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -28,13 +29,26 @@ class Source(Section):
     """One place that documents come from."""
 
     path: str
-    """File, folder or glob (.jsonl .parquet .txt .md, also .gz .zst), `hf://datasets/...`, or `builtin:NAME`."""
+    """File, folder or glob (.jsonl .json .txt .md, also .gz .zst; .parquet .html .pdf .docx .epub), hf://datasets/...,
+    s3://..., https://..., or builtin:NAME."""
     text: str = "text"
     """Field that holds the document (JSONL, Parquet)."""
     license: str | None = None
     """Licence of the text, for the report."""
     group: str | None = None
     """Field whose value keeps documents on the same side of the held-out split (a book, a site); null: the text."""
+    encoding: str | None = None
+    """Encoding of the files (cp1252, utf-16); null: UTF-8, else what a byte order mark or the content says."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                codecs.lookup(encoding)
+            except LookupError:
+                raise ValueError(f"there is no encoding {encoding}; usual ones are utf-8, cp1252, utf-16") from None
+        return encoding
 
 
 class NearDuplicates(Section):

@@ -74,7 +74,8 @@ def _measure_picture(measures: Sequence[Measured], width: int, caption: str) -> 
         parts += _measure_row(measure, (left, right), bottom, height)
         sign, words = ("≤", "at most") if measure.is_maximum else ("≥", "at least")
         allowed = f"{words if wide else sign} {measure.threshold:,g}"
-        share = f"{100 * measure.beyond / max(1, sum(measure.counts)):.1f} %"
+        beyond = 100 * measure.beyond / max(1, sum(measure.counts))
+        share = "< 0.1 %" if 0 < beyond < 0.1 else f"{beyond:.1f} %"
         kind = "value lost" if measure.beyond else "tick"
         if wide:
             parts.append(text(0, bottom - 4, measure.rule, "tick"))

@@ -4,7 +4,7 @@ MinHash finds documents that are alike as wholes. A chapter with new exercises, 
 page made of two others share most of their text with what was read, but have a low Jaccard similarity with each of it.
 Here a document counts as covered when a share (half, say) of its passages was read before, wherever that was.
 
-Passages are runs of 8 words in lower case without the symbols between them, and 1 in 16 of them is looked at: those
+Passages are runs of 8 words in lower case without the symbols between them, and 1 in 8 of them is looked at: those
 whose hash ends in zeros, so that the same ones are chosen in every document (FracMinHash, Irber et al. 2022, for the
 containment of Broder 1997). Why 8 words: of the word 5-grams of podcasts 10 % occur in other episodes by chance, of the
 8-grams 0.3 %; of edited copies of textbook chapters at most half of the 13-grams are left, but more of the 8-grams.
@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import cache
 from math import ceil, comb
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numba import njit
@@ -23,17 +24,17 @@ from numpy.typing import NDArray
 
 from onward.corpus.duplicates.filter import Filter
 from onward.corpus.duplicates.minhash import shingle_hashes
-from onward.corpus.duplicates.runs import flush_folder
+from onward.corpus.duplicates.runs import PIECE_KEYS, flush_folder
 from onward.corpus.text.words import Words
 from onward.errors import UserError
 
 PASSAGE_WORDS = 8
-SAMPLED = 16
+SAMPLED = 8
 """One passage in so many is looked at, a power of two."""
 SMALLEST_FILTER_BYTES, LARGEST_FILTER_BYTES = 1 << 23, 1 << 27
 _FILTER_BITS_PER_KEY = 10
 """1 % of new passages look read before, which moves no share by more than that."""
-_LONGEST_BLOCK_KEYS = 5_000_000
+_LONGEST_BLOCK_KEYS = 11_000_000
 """Passages of a block, which the filter has to take in before it may grow: 500 MB of text."""
 _UNRELATED_SHARE = Fraction(2, 5)
 _CHANCE = 0.01
@@ -77,7 +78,7 @@ class PassagesRead:
     """The passages of the documents kept so far, in bounded memory.
 
     folder: where the passages of each block are written, for a restart; the first `blocks` blocks are gone on from.
-    filter: of the passages, 128 MB at most; once more than 100 million (11 GB of text) are in it, only every second one
+    filter: of the passages, 128 MB at most; once more than 100 million (5 GB of text) are in it, only every second one
     is looked at, then every fourth and so on: `thin`, a power of two. Both depend only on the blocks finished, so a
     restart decides as if there had been none. Raises UserError when the passages of a block are missing.
     """
@@ -87,31 +88,38 @@ class PassagesRead:
     ) -> None:
         self.share, self.needed = share, needed_hits(share)
         self._folder = folder
-        for path in folder.glob("passages-*.npy"):
+        for path in folder.glob("passages-*.keys"):
             if int(path.stem.rpartition("-")[2]) >= blocks:
                 path.unlink()
-        self._new: list[NDArray[np.uint64]] = []
         self._blocks = blocks
-        self._number = sum(len(self._load(block)) for block in range(blocks))
+        self._number = sum(self._size(block) for block in range(blocks))
         self._fill()
+        self._file: BinaryIO | None = None
 
     def add(self, passages: Passages, is_added: NDArray[np.bool_]) -> None:
-        """Remember the passages of the documents added, for the disk; they are in the filter already."""
-        self._new.append(passages.keys[np.repeat(is_added, np.diff(passages.starts))])
+        """Write the passages of the documents added to the disk; they are in the filter already."""
+        if self._file is None:
+            self._file = open(self._path(self._blocks), "wb")
+        keys = passages.keys[np.repeat(is_added, np.diff(passages.starts))]
+        self._file.write(keys.data)
 
     def finish_block(self, number: int) -> None:
-        """Write the passages of a block to the disk, and make the filter fit for the next one."""
-        keys = np.concatenate([np.empty(0, dtype=np.uint64), *self._new])
-        with open(self._path(number), "wb") as file:
-            np.save(file, keys)
+        """Flush the passages of a block to the disk, and make the filter fit for the next one."""
+        file = self._file or open(self._path(number), "wb")
+        with file:
             file.flush()
             os.fsync(file.fileno())
+        self._file = None
         flush_folder(self._folder)
-        self._new = []
         self._blocks = number + 1
-        self._number += len(keys)
+        self._number += self._size(number)
         if self._wanted() != (self.thin, self.filter.size_bytes):
             self._fill()
+
+    def close(self) -> None:
+        """Close the file of a block that is not finished."""
+        if self._file is not None:
+            self._file.close()
 
     def _wanted(self) -> tuple[int, int]:
         """Return how thinly to look, and the bytes of the filter, for the blocks finished and one more."""
@@ -129,19 +137,20 @@ class PassagesRead:
         self.filter = Filter(0)  # the old one is free before the new one is there
         self.filter = Filter(size_bytes)
         for block in range(self._blocks):
-            keys = self._load(block)
-            self.filter.add(keys[keys // np.uint64(SAMPLED) % np.uint64(self.thin) == 0])
+            with open(self._path(block), "rb") as file:
+                while len(keys := np.fromfile(file, dtype=np.uint64, count=PIECE_KEYS)):
+                    self.filter.add(keys[keys // np.uint64(SAMPLED) % np.uint64(self.thin) == 0])
 
-    def _load(self, block: int) -> NDArray[np.uint64]:
-        try:
-            keys: NDArray[np.uint64] = np.load(self._path(block))
-        except (OSError, ValueError) as error:
+    def _size(self, block: int) -> int:
+        """Return the number of passages of a finished block."""
+        path = self._path(block)
+        if not path.exists():
             todo = "remove this folder and run again; the corpus will be made anew"
-            raise UserError("finished work is not whole", str(self._path(block)), str(error), todo=todo) from None
-        return keys
+            raise UserError("the index of finished work is not whole", str(path), "no such file", todo=todo)
+        return path.stat().st_size // 8
 
     def _path(self, block: int) -> Path:
-        return self._folder / f"passages-{block:05d}.npy"
+        return self._folder / f"passages-{block:05d}.keys"
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

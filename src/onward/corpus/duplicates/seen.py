@@ -149,6 +149,8 @@ class Seen:
         for run in self._others:
             run.close()
         self._folder.close()
+        if self._passages is not None:
+            self._passages.close()
 
     def _look_up_cold(
         self, keys: NDArray[np.uint64], values: NDArray[np.int64], alive: NDArray[np.bool_]

@@ -67,9 +67,9 @@ def c4_lines(batch: TextBatch, rules: C4) -> LeftLines:
         ],
         dtype=np.int64,
     )
-    texts, begins, by_letter = _phrases()
+    texts, begins, begin_so = _phrases()
     buffer = read_only(batch.buffer)
-    _take_out(buffer, batch.starts, flags(), limits, texts, begins, by_letter, out, starts, lines, found)
+    _take_out(buffer, batch.starts, flags(), limits, texts, begins, begin_so, out, starts, lines, found)
     return LeftLines(batch, TextBatch(out[: starts[-1]], starts), lines, found)
 
 
@@ -94,17 +94,22 @@ def count_sentences(batch: TextBatch, lines: NDArray[np.int64]) -> NDArray[np.in
 
 @cache
 def _phrases() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint16]]:
-    """Return the bytes of all phrases and citations, where each begins, and the phrases that begin with a byte."""
+    """Return the bytes of all phrases and citations, where each begins, and as bits which phrases may begin so.
+
+    The last is uint16[2, 256]: phrases with this first byte, and phrases with this second byte.
+    """
     encoded = [phrase.encode() for phrase in (*_PHRASES, *_CITATIONS)]
     begins = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    by_letter = np.zeros(256, dtype=np.uint16)
-    for number, phrase in enumerate(encoded[: len(_PHRASES)]):
-        by_letter[[phrase[0], phrase[:1].upper()[0]]] |= 1 << number
-    return np.frombuffer(b"".join(encoded), dtype=np.uint8), begins, by_letter
+    begin_so = np.zeros((2, 256), dtype=np.uint16)
+    for number, phrase in enumerate(_PHRASES):
+        for place in range(2):
+            of_place = phrase[place : place + 1]
+            begin_so[place, list((of_place + of_place.upper()).encode()) or slice(None)] |= np.uint16(1 << number)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), begins, begin_so
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _take_out(buffer, starts, table, limits, texts, begins, by_letter, out, out_starts, lines, found):  # type: ignore[no-untyped-def]
+def _take_out(buffer, starts, table, limits, texts, begins, begin_so, out, out_starts, lines, found):  # type: ignore[no-untyped-def]
     longest, citations, terminal, fewest, line_phrases, document_phrases = limits
     free = np.int64(0)
     for document in range(len(starts) - 1):
@@ -126,7 +131,7 @@ def _take_out(buffer, starts, table, limits, texts, begins, by_letter, out, out_
             ends = _ending(out, begin, end)
             if length > longest or (terminal and ends != _TERMINAL) or num_words < fewest:
                 continue
-            phrases = _find(out, begin, end, texts, begins, by_letter, line_phrases | document_phrases)
+            phrases = _find(out, begin, end, texts, begins, begin_so, line_phrases | document_phrases)
             # In datatrove's order: a line with lorem ipsum drops the document, one that a line rule takes out does not.
             found[document] |= phrases & document_phrases & _LOREM
             if phrases & line_phrases & _JAVASCRIPT:
@@ -151,19 +156,23 @@ def _copy_line(buffer, low, high, table, citations, texts, begins, out, free):  
     num_words, length, longest = 0, 0, 0
     skip = low
     while low < high:
-        if citations and low >= skip and buffer[low] == ord("["):
+        byte = buffer[low]
+        if citations and byte == ord("[") and low >= skip:
             skip = _citation(buffer, low, high, table, texts, begins)
-        code, size = code_point(buffer, low)
-        if flags_of(code, table) & SPACE:
+        what, size = table[byte], 1
+        if byte >= 0x80:
+            code, size = code_point(buffer, low)
+            what = flags_of(code, table)
+        if what & SPACE:
             length = 0
         else:
             num_words += length == 0
             length += 1
             longest = max(longest, length)
-        for byte in range(low, low + size):
-            if byte >= skip:
-                out[free] = buffer[byte]
-                free += 1
+        if low >= skip:
+            for place in range(size):
+                out[free + place] = buffer[low + place]
+            free += size
         low += size
     return free, num_words, longest
 
@@ -208,11 +217,11 @@ def _ending(out, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, _nrt=False)
-def _find(out, begin, end, texts, begins, by_letter, wanted):  # type: ignore[no-untyped-def]
+def _find(out, begin, end, texts, begins, begin_so, wanted):  # type: ignore[no-untyped-def]
     """Return which phrases stand in a line, as bits."""
     found = np.int64(0)
     for at in range(begin, end):
-        left = np.int64(by_letter[out[at]]) & wanted & ~found
+        left = np.int64(begin_so[0, out[at]] & begin_so[1, out[at + 1]]) & wanted & ~found
         number = 0
         while left:
             if left & 1 and _stands_at(out, at, end, texts, begins[number], begins[number + 1], 0x20):

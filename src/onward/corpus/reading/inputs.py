@@ -49,7 +49,7 @@ class Inputs:
     @property
     def encoding(self) -> str | None:
         """The encoding of its files as Python calls it; None for UTF-8, or what the files show themselves."""
-        encoding: str | None = getattr(self.source, "encoding", None)
+        encoding = self.source.encoding
         name = None if encoding is None else codecs.lookup(encoding).name
         return None if name in ("utf-8", "utf-8-sig", "ascii") else name
 

@@ -10,6 +10,7 @@ from onward.corpus.reading.packed import docx_text, epub_text
 from onward.corpus.reading.pages import page_text
 from onward.corpus.reading.pdf import pdf_text
 from onward.corpus.reading.pieces import Segment, Whole
+from onward.errors import UserError
 
 _PACKED: dict[str, Callable[[bytes], str]] = {".pdf": pdf_text, ".docx": docx_text, ".epub": epub_text}
 
@@ -20,6 +21,9 @@ def open_whole(piece: Whole) -> Iterable[Item]:
         text = _text_of(piece)
     except Unfit as unfit:
         return (Unreadable(piece.path, unfit.reason),)
+    except ImportError as error:  # the package is there, but not all that it needs
+        todo = "pip install 'onward[documents]'"
+        raise UserError(f"{suffix_of(piece.path)} files cannot be read", piece.path, str(error), todo=todo) from error
     return documents.from_text(text, piece.path, piece.path, piece.path)
 
 

@@ -77,6 +77,7 @@ _WHOLE, _UNIT = _lookup(_ABBREVIATIONS), _lookup(_UNITS)
 def cut_words(batch: TextBatch) -> Cuts:
     """Cut every document of a batch into words."""
     size = len(batch.buffer)
+    assert size < 2**31, "a batch is a few MB of text, or one document"
     scratch = (*(np.empty(PIECES, dtype=np.int32) for _ in range(2)), np.empty(PIECES, dtype=np.uint8))
     starts = np.zeros(len(batch.starts), dtype=np.int64)
     capacity = size // 3 + 1024  # English has a word in five bytes; a text of symbols has more, and is cut again
