@@ -17,7 +17,7 @@ import small_run
 from onward.cli import app
 from onward.recipe import Recipe, load_recipe
 
-COMMANDS = ("run", "prepare", "train", "evaluate", "report", "init", "schema")
+COMMANDS = ("run", "prepare", "train", "evaluate", "report", "inspect", "export", "init", "schema")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "pyarrow", "pydantic", "yaml", "rich", "lm_eval", "scipy"}
 HELP_SECONDS = 0.3
 
@@ -129,11 +129,20 @@ def test_the_starter_recipe_loads_and_runs(tmp_path: Path) -> None:
 def test_the_starter_recipe_overwrites_nothing(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("mine")
-    result = invoke("init", "--model", "onward/tiny", "--corpus", "x", "--output", str(recipe))
+    (tmp_path / "x.txt").write_text("A text.")
+    result = invoke("init", "--model", "onward/tiny", "--corpus", str(tmp_path / "x.txt"), "--output", str(recipe))
     assert result.exit_code == 2
     assert "exists already" in result.stderr
     assert "--output" in result.stderr
     assert recipe.read_text() == "mine"
+
+
+def test_a_mistyped_path_is_told_before_a_recipe_is_written(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    result = invoke("init", "--model", "onward/tiny", "--corpus", str(tmp_path / "txets"), "--output", str(recipe))
+    assert result.exit_code == 2
+    assert "there is no such file, folder or match" in result.stderr
+    assert not recipe.exists()
 
 
 def test_help_is_there_at_once_and_imports_little(tmp_path: Path) -> None:

@@ -171,6 +171,18 @@ def test_an_inspection_is_readable_from_80_columns_on(inspection: Inspection, kn
             assert line.count("█") <= 22
 
 
+def test_where_room_is_short_names_are_wrapped_and_numbers_and_bars_are_not(inspection: Inspection) -> None:
+    measures = tuple(
+        replace(measure, rule=f"{measure.rule} of the longest kind", counts=tuple(n * 10**7 for n in measure.counts))
+        for measure in inspection.measures
+    )
+    rows = [row for row in shown(replace(inspection, measures=measures), 68) if re.search("[≤≥] [0-9]", row)]
+    assert len(rows) == len(measures)
+    for row in rows:
+        assert re.search(r"[\d,]+ +(< )?[\d.]+ % {3}[ ▁-█]{10}│[ ▁-█]{11}", row), row
+    assert "70,000,000" in next(row for row in rows if "≥ 50 " in row)
+
+
 def test_what_is_not_all_shown_says_so(inspection: Inspection) -> None:
     clusters = tuple(Cluster(f"stays-{n}", "s", False, "x", 9, (Removed("r", "s", 3, "y"),)) for n in range(10))
     repeats = Repeats(90_000, 5, 10_000, 12, 4321, clusters)

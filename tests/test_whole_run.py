@@ -28,7 +28,9 @@ from onward.recipe import Recipe
 from onward.training.record import read_rows
 
 STAGES = ("tokens-000001920", "tokens-000003840")
-REPORT = {"report/index.html", "report/report.md", "report/training.svg", "report/text.svg"}
+REPORT = {"report/index.html", "report/report.md", "report/training.svg", "report/text.svg"} | {
+    f"report/lengths-{name}.svg" for name in ("domain", "general")
+}
 
 
 def run(place: Path, **changes: Any) -> RunResult:
@@ -96,8 +98,10 @@ def test_the_files_are_those_of_the_design(finished: tuple[Path, RunResult]) -> 
         expected |= {f"checkpoints/step-{step:08d}/{name}" for name in state}
     assert set(files_of(result.folder)) == expected
     pointers = json.loads((result.folder / "artifacts.json").read_bytes())
-    corpus = {"tokens-00000.npy", "documents-00000.parquet", "packing.npz", "held_out.parquet", "dropped.parquet"}
-    corpus |= {"ledger.json", "manifest.json"}
+    tables = ("documents", "dropped", "duplicates", "contamination")
+    corpus = {"tokens-00000.npy", "packing-00000.npz", *(f"{name}-00000.parquet" for name in tables)}
+    corpus |= {"held_out.parquet", "seen.npy", "ledger.json", "facts.json", "manifest.json"}
+    corpus |= {"tokenizer/tokenizer.json", "tokenizer/ids.json"}
     for folder in pointers["corpora"].values():
         assert set(files_of(Path(folder))) == corpus
     assert set(files_of(Path(pointers["base_scores"]))) == {"results.json", "items.parquet", "manifest.json"}
@@ -166,7 +170,7 @@ def test_a_finished_run_is_seen_without_model_tasks_or_text(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("everything is done")
 
-    for name in ("onward.model.load.load_model", "onward.tasks.load_items", "onward.corpus.prepare.in_order"):
+    for name in ("onward.model.load.load_model", "onward.tasks.load_items", "onward.corpus.making.in_order"):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr("onward.training.session.load_model", refuse)
     assert run(place).stage_scores == first.stage_scores

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from onward.pipeline import Run
 
 
+_FORMATS = "jsonl, parquet, or tokens: a Hugging Face data set, packed."
+
+
 class EngineName(StrEnum):
     """What runs the chunks of a corpus."""
 
@@ -163,7 +166,7 @@ def inspect(
 def export(
     corpus: CorpusName,
     to: Annotated[Path, typer.Option("--to", help="A .jsonl or .jsonl.zst file; for parquet and tokens a folder.")],
-    format_: Annotated[ExportFormat, typer.Option("--format", help="tokens: a Hugging Face data set, packed.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", metavar="KIND", help=_FORMATS)],
     runs: Runs = None,
 ) -> None:
     """Write a prepared corpus for other trainers: its clean text, or its packed tokens."""

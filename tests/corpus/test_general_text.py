@@ -10,7 +10,11 @@ import pytest
 
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, str]]:
-    lines = (resources.files("onward") / "corpus" / "reading" / "general_text.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (resources.files("onward") / "corpus" / "reading" / "general_text.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 

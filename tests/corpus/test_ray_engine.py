@@ -55,10 +55,12 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the way to make Ray stay on 127.0.0.1
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_health_check_period_ms", "300")  # 3 s; five in vain and a machine counts as gone
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         from ray.cluster_utils import Cluster
 
-        head = {**NODE, "include_dashboard": False, "temp_dir": str(folder)}
+        bare = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        head = {**NODE, **bare, "temp_dir": str(folder)}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
             nodes.add_node(**NODE)

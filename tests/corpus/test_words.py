@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onward.corpus.text.batch import batch_of
@@ -81,6 +81,7 @@ def test_the_rule_by_example(text: str, words: str) -> None:
 
 
 @given(MIXED)
+@settings(deadline=None)  # the first example may compile the rule
 def test_words_cover_every_visible_character_once_and_in_order(text: str) -> None:
     words = words_of(text)
     assert "".join(words) == "".join(text.split())
@@ -91,6 +92,7 @@ def test_words_cover_every_visible_character_once_and_in_order(text: str) -> Non
 
 
 @given(st.lists(MIXED, max_size=6))
+@settings(deadline=None)  # the first example may compile the rule
 def test_documents_do_not_see_each_other(texts: list[str]) -> None:
     together, alone = split_words(batch_of(texts)), [split_words(batch_of([text])) for text in texts]
     starts = batch_of(texts).starts
@@ -105,6 +107,7 @@ def test_documents_do_not_see_each_other(texts: list[str]) -> None:
 
 
 @given(MIXED)
+@settings(deadline=None)  # the first example may compile the rule
 def test_what_is_known_of_a_word(text: str) -> None:
     words = split_words(batch_of([text]))
     for number, word in enumerate(words_of(text)):
@@ -129,6 +132,7 @@ def test_marks() -> None:
         st.sampled_from(["a", "ab", "abcdefgh", "abcdefghi", "é", "abcdefgé", "x1", "Abcdefgh", "ABCDEFGHIJKLMNOPQ"])
     )
 )
+@settings(deadline=None)  # the first example may compile the rule
 def test_words_have_one_hash_when_they_are_the_same(words: list[str]) -> None:
     # The last words of a buffer are read in another way than the others, and words of letters in another than the rest.
     text = " ".join(words)
@@ -162,6 +166,7 @@ def test_a_word_with_and_without_symbols_is_folded_alike() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", categories=("L", "M", "Nd"), max_codepoint=0x1FFFF)))
+@settings(deadline=None)  # the first example may compile the rule
 def test_folded_does_not_see_case(text: str) -> None:
     # Character by character: the lower case of a whole text depends on neighbours in Greek, and may be two characters.
     lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)

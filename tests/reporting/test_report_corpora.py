@@ -146,6 +146,7 @@ def test_bars_of_lengths_are_shares_of_the_documents():
         assert [round(height / drawn[-1][2] * 60) for _, _, height in drawn] == [10, 30, 0, 60]
         assert all(top + height == pytest.approx(210, abs=0.11) for _, top, height in drawn)
         assert "half have at most 600 tokens" in picture
+        assert re.findall(r">(\d+) %<", picture) == ["0", "20", "40", "60", "80"]
 
 
 @pytest.mark.parametrize("is_maximum", [True, False])
@@ -162,6 +163,12 @@ def test_the_side_that_a_rule_speaks_against_is_coloured(is_maximum):
         assert ("80.0 %" if is_maximum else "20.0 %") in picture
     assert ("at most 0.2" if is_maximum else "at least 0.2") in figure.wide
     assert ("≤ 0.2" if is_maximum else "≥ 0.2") in figure.narrow
+
+
+def test_a_share_that_rounds_to_nothing_is_not_none():
+    counts = [10_000] + [0] * 39 + [1]
+    assert ">&lt; 0.1 %<" in measure_figure("domain", [Measured("x", 0.2, True, tuple(counts))]).wide
+    assert ">0.0 %<" in measure_figure("domain", [Measured("x", 0.2, True, (9, *[0] * 40))]).wide
 
 
 def test_the_rules_that_speak_against_most_stand_first():

@@ -4,8 +4,8 @@ Some things about gigatoken are met here. It takes a special token that is spelt
 given the tokenizer without its special tokens. It knows another version of Unicode than the reference, so documents
 with characters on which they may differ are named, for the reference to encode. It wants a token for every byte, which
 tokenizers trained at home often lack, so it gets them, and documents that use them are named, too. It does not know
-the rule of SmolLM's family that takes every digit by itself, so texts are cut before every digit. And it remembers every
-word it has seen, without a bound, so it is made anew when that memory has grown.
+the rule of SmolLM's family that takes every digit by itself, so texts are cut before every digit. And it remembers
+every word it has seen, without a bound, so it is made anew when that memory has grown.
 """
 
 import json
@@ -196,7 +196,7 @@ def _cut_at_numbers(buffer, starts, numbers, cuts) -> int:  # type: ignore[no-un
     return count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _character(buffer, at):  # type: ignore[no-untyped-def]
     """Return code point and bytes of the character that begins at `at` in valid UTF-8."""
     byte = np.int64(buffer[at])

@@ -29,12 +29,11 @@ from onward.corpus.inspected import (
 from onward.corpus.ledger import Ledger, read_ledger
 from onward.corpus.packing import load_packing
 from onward.corpus.survey import Choice, OriginTally, SpreadTally, batches, hosts, integers
-from onward.corpus.tables import EXCERPT_CHARACTERS, HELD_OUT_FILE
+from onward.corpus.tables import EXCERPT_CHARACTERS, FACTS_FILE, HELD_OUT_FILE
 from onward.corpus.tokens import open_tokens
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer, read_saved_tokenizer
 
-FACTS_FILE = "facts.json"
 SHOWN_ORIGINS = 20
 SHOWN_CLUSTERS = 10
 _SAMPLE_TOKENS = 160

@@ -23,7 +23,7 @@ from onward.corpus.reading.chunks import Position, read_chunks, ready_chunks
 from onward.corpus.reading.sources import read_source
 from onward.corpus.self_replay import Generate, sampled_documents
 from onward.corpus.sorting import Sorter
-from onward.corpus.tables import HELD_OUT_FILE, write_held_out
+from onward.corpus.tables import FACTS_FILE, HELD_OUT_FILE, write_held_out
 from onward.corpus.tokenise import Engine, choose_engine
 from onward.errors import UserError, nearest
 from onward.model.tokenizer import save_tokenizer
@@ -34,8 +34,6 @@ HOPELESS_RECORDS = 1000
 """When so many records are read and none was readable, reading stops: the rest will be the same."""
 SEEN_FILE = "seen.npy"
 """Keys of all documents, for corpora that are deduplicated against this one."""
-FACTS_FILE = "facts.json"
-"""The last file written: how the text was tokenised and packed, and the histograms of the quality rules."""
 _SAMPLE_DOCUMENTS = 200
 """Documents on which a fast tokenizer must equal the reference before it is used."""
 
@@ -97,7 +95,8 @@ class Making:
         job, tally = self.job, self.sorter.tally
         for path in (path for inputs in (*job.training, *job.held_out) for path in inputs.skipped):
             self.progress.note(f"{path}: not read, its suffix is none of a text's")
-        self.progress.begin(f"preparing {job.section}", job.wanted_tokens, "tokens")
+        unit = "tokens wanted" if job.wanted_tokens else "tokens"
+        self.progress.begin(f"preparing {job.section}", job.wanted_tokens, unit)
         if self.sorter.number_of_blocks:
             self.progress.note(f"going on after {self.sorter.number_of_blocks} finished blocks")
         try:
@@ -141,6 +140,9 @@ class Making:
                 self.progress.advance(tally.kept_tokens, pace.facts(tally))
                 if sorter.is_full:
                     return
+        if self.job.wanted_tokens is not None:
+            tally = sorter.tally
+            self.progress.advance(tally.kept_tokens, f"the text is at its end  {pace.facts(tally)}")
 
     def _tasks(self, after: Mapping[str, Any] | None) -> Iterator[Task]:
         """Yield what is to be read: held-out text from elsewhere, the training text, then sampled text."""

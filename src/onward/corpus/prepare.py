@@ -8,9 +8,10 @@ from onward.corpus import blocks
 from onward.corpus.engine import StartWorkers, processes
 from onward.corpus.examine import Examined, Task
 from onward.corpus.ledger import Ledger, read_ledger
-from onward.corpus.making import FACTS_FILE, Making
+from onward.corpus.making import Making
 from onward.corpus.preparation import Items, Preparation, plan_preparation
 from onward.corpus.self_replay import Generate
+from onward.corpus.tables import FACTS_FILE
 from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Progress, Silent
 from onward.recipe import Corpus

@@ -20,7 +20,7 @@ from onward.errors import UserError
 
 _ANSWER_SECONDS = 10
 """A cluster that has not answered by then does not exist; Ray itself would ask for 14 minutes."""
-_RETRIES = 0
+_RETRIES = 3
 """So often does Ray do a task again whose worker or machine was lost, before `in_order` counts a loss."""
 _SAME = "install the same version of onward, with the extra `ray`, on every machine of the cluster"
 
@@ -119,7 +119,7 @@ class _Sent(Generic[Result]):
             # What the work raised, as from a process of this machine, save where a machine could not even begin.
             raise _package_missing(error.cause) or error.cause from error
         except self._ray.exceptions.RayError as error:
-            raise
+            raise WorkerLost from error
         return result
 
 

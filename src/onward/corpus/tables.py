@@ -27,6 +27,8 @@ how many bands of the signature are equal (0 for exact ones).
 """
 HELD_OUT = _schema("number", "id", "source", "group", "text", "bytes")
 HELD_OUT_FILE = "held_out.parquet"
+FACTS_FILE = "facts.json"
+"""The last file of a corpus: how it was tokenised and packed, and the histograms of the quality rules."""
 LISTED_ROWS = 10_000
 """Rows kept of each reason; the ledger has the full counts."""
 EXCERPT_CHARACTERS = 200

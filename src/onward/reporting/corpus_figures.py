@@ -25,7 +25,7 @@ def _length_picture(lengths: Spread, width: int, caption: str) -> str:
     edges = [math.log2(max(edge, 1.0)) for edge in lengths.lower]
     x = Scale(edges[0], edges[-1] + 1, left, right)
     y = Scale(0, max(*documents, *tokens) * 1.08, bottom, top)
-    values = ticks(0, y.high, 4)
+    values = ticks(0, y.high, 5)
     parts = [line(left, y(value), right, y(value), "grid") for value in values]
     parts += [text(left - 8, y(v) + 4, f"{tick_text(v, values)} %", "tick", "end") for v in values]
     parts += [

@@ -46,9 +46,7 @@ def train(
         # Imported when there is something to do: a run that is done needs no torch.
         from onward.training.session import Session
 
-        session = Session(
-            training, base, domain, general, seed, run_folder, made_at, missing[0].steps, while_waiting
-        )
+        session = Session(training, base, domain, general, seed, run_folder, made_at, missing[0].steps, while_waiting)
         with session.open_record(missing[-1].steps) as record:
             session.run(due[: missing[-1].number], record, progress or Silent())
     return due

@@ -31,7 +31,7 @@ class Filter:
         return places
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def include(blocks, key):  # type: ignore[no-untyped-def]
     """Add one key to the blocks of a filter."""
     at = np.int64((key >> np.uint64(32)) * np.uint64(len(blocks)) >> np.uint64(32))
@@ -40,7 +40,7 @@ def include(blocks, key):  # type: ignore[no-untyped-def]
         blocks[at, word] |= np.uint32(1) << (np.uint32(low * _SALTS[word]) >> np.uint32(27))
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def holds(blocks, key):  # type: ignore[no-untyped-def]
     """Return whether a key may have been added to the blocks of a filter."""
     at = np.int64((key >> np.uint64(32)) * np.uint64(len(blocks)) >> np.uint64(32))
@@ -52,13 +52,13 @@ def holds(blocks, key):  # type: ignore[no-untyped-def]
     return missing == 0
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _add(blocks, keys):  # type: ignore[no-untyped-def]
     for key in keys:
         include(blocks, key)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _may_hold(blocks, keys):  # type: ignore[no-untyped-def]
     found = np.empty(len(keys), dtype=np.int64)
     count = 0

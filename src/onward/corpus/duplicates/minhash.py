@@ -64,7 +64,7 @@ def _functions(number: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     return drawn[:number] | np.uint32(1), drawn[number:]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _band_keys(folded, kind, starts, ngram, bands, rows, multipliers, summands):  # type: ignore[no-untyped-def]
     documents = len(starts) - 1
     keys = np.zeros((documents, bands), dtype=np.uint64)
@@ -91,7 +91,7 @@ def _band_keys(folded, kind, starts, ngram, bands, rows, multipliers, summands):
     return keys
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def _mix(value):  # type: ignore[no-untyped-def]
     """Scatter 64 bits (the finaliser of splitmix64)."""
     value = (value ^ value >> np.uint64(30)) * np.uint64(_MIX_1)
@@ -99,7 +99,7 @@ def _mix(value):  # type: ignore[no-untyped-def]
     return value ^ value >> np.uint64(31)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def shingle_hashes(folded, kind, begin, end, window, hashes):  # type: ignore[no-untyped-def]
     """Write the 64-bit hashes of a document's shingles of len(window) words; return their number.
 
@@ -130,7 +130,7 @@ def shingle_hashes(folded, kind, begin, end, window, hashes):  # type: ignore[no
     return count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _smallest(shingles, multiplier, summand):  # type: ignore[no-untyped-def]
     """Return the smallest hash of all shingles.
 

@@ -76,7 +76,7 @@ def _lowered() -> NDArray[np.int32]:
     return table
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _normalise(buffer, starts, lowered):  # type: ignore[no-untyped-def]
     number = len(starts) - 1
     out = np.empty(len(buffer), dtype=np.uint8)
@@ -120,7 +120,7 @@ def _normalise(buffer, starts, lowered):  # type: ignore[no-untyped-def]
     return out[:write], sizes, special
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _decode(buffer, at):  # type: ignore[no-untyped-def]
     """Return the code point beyond ASCII that begins at byte `at` of valid UTF-8, and its bytes."""
     first = np.int64(buffer[at])
@@ -133,7 +133,7 @@ def _decode(buffer, at):  # type: ignore[no-untyped-def]
     return (first & 0x07) << 18 | second << 12 | third << 6 | np.int64(buffer[at + 3]) & 0x3F, 4
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _encode(out, at, code):  # type: ignore[no-untyped-def]
     """Write a code point as UTF-8; return where the next one goes."""
     if code < 0x80:

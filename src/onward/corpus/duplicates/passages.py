@@ -153,7 +153,7 @@ class PassagesRead:
         return self._folder / f"passages-{block:05d}.keys"
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sample(folded, kind, starts):  # type: ignore[no-untyped-def]
     documents = len(starts) - 1
     bounds = np.zeros(documents + 1, dtype=np.int64)

@@ -58,7 +58,7 @@ class Recent:
         self.slots = np.zeros(2 * capacity, dtype=np.uint64)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def find(key, keys, slots):  # type: ignore[no-untyped-def]
     """Return the place of a key in the log, -1 when it is not there."""
     mask = np.uint64(len(slots) - 1)
@@ -73,7 +73,7 @@ def find(key, keys, slots):  # type: ignore[no-untyped-def]
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def enter(key, place, slots):  # type: ignore[no-untyped-def]
     """Point a free slot to the place of a key that is not there yet."""
     mask = np.uint64(len(slots) - 1)
@@ -83,7 +83,7 @@ def enter(key, place, slots):  # type: ignore[no-untyped-def]
     slots[slot] = key & np.uint64(0xFFFFFFFF00000000) | np.uint64(place + 1)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _index(keys, size, slots):  # type: ignore[no-untyped-def]
     for place in range(size):
         enter(keys[place], place, slots)

@@ -157,7 +157,7 @@ def _read_header(file: BinaryIO) -> tuple[int, int]:
     return shape[0], begin
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _find(pairs, ends, keys):  # type: ignore[no-untyped-def]
     """Return the value of every key, which is on a page of its own or nowhere."""
     values = np.empty(len(keys), dtype=np.int64)

@@ -110,9 +110,7 @@ class Seen:
         if self._recent.size and self._recent.size + keys.size > self._recent_keys:
             self._make_cold()
         self._recent.make_room(keys.size)
-        columns = [np.zeros(len(values), dtype=dtype) for dtype in (np.int8, np.int64, np.int16, np.int16, np.float32)]
-        matches = Matches(*columns)
-        matches.of[:] = matches.corpus[:] = -1
+        matches = _no_matches(len(values))
         corpora, known = self._look_up_cold(keys, values, alive)
         read, recent = self._passages, self._recent
         if read is None:
@@ -122,9 +120,8 @@ class Seen:
             share = read.share.numerator, read.share.denominator
             rule = (passages.keys, passages.starts, read.filter.blocks, read.thin, read.needed, *share)
         log = (recent.keys, recent.values, recent.slots, recent.size)
-        recent.size = _settle(
-            keys, values, alive, corpora, known, len(self._others), self._exact, *log, *rule, *columns
-        )
+        found = (matches.kind, matches.of, matches.corpus, matches.bands, matches.share)
+        recent.size = _settle(keys, values, alive, corpora, known, len(self._others), self._exact, *log, *rule, *found)
         if read is not None and passages is not None:
             read.add(passages, alive & (matches.kind == NONE))
         return matches
@@ -184,7 +181,17 @@ class Seen:
             self._written = self._recent.size
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _no_matches(number: int) -> Matches:
+    return Matches(
+        kind=np.zeros(number, dtype=np.int8),
+        of=np.full(number, -1, dtype=np.int64),
+        corpus=np.full(number, -1, dtype=np.int16),
+        bands=np.zeros(number, dtype=np.int16),
+        share=np.zeros(number, dtype=np.float32),
+    )
+
+
+@njit(cache=True, nogil=True)
 def _settle(  # type: ignore[no-untyped-def]
     keys,
     values,
@@ -255,7 +262,7 @@ def _settle(  # type: ignore[no-untyped-def]
     return size
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _add(keys, value, log_keys, log_values, slots, size):  # type: ignore[no-untyped-def]
     """Add the keys of a document to the log; return its new size."""
     for key in keys:
@@ -266,7 +273,7 @@ def _add(keys, value, log_keys, log_values, slots, size):  # type: ignore[no-unt
     return size
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _count_read(passages, begin, end, blocks, thin):  # type: ignore[no-untyped-def]
     """Return how many passages were read before, and how many were looked at."""
     hits, looked_at = 0, 0
@@ -277,6 +284,6 @@ def _count_read(passages, begin, end, blocks, thin):  # type: ignore[no-untyped-
     return hits, looked_at
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def _is_looked_at(passage, thin):  # type: ignore[no-untyped-def]
     return passage // np.uint64(SAMPLED) % np.uint64(thin) == 0
