@@ -1,6 +1,6 @@
 """How fast a corpus is prepared, and where the time goes, against datatrove and against a tokenizer alone.
 
-    python benchmarks/corpus.py [DATA] [--quick] [--work FOLDER] [--rounds N]
+    python benchmarks/corpus.py [DATA] [--quick] [--work FOLDER] [--rounds N] [--ray]
     python benchmarks/corpus.py [DATA] --memory-text GB
 
 The whole chain: read zst JSONL, all rules of the presets `gopher` and `fineweb`, exact and near duplicates, the items
@@ -41,7 +41,7 @@ from onward.tasks import item_facts, load_questions
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEQUENCE_TOKENS = 2048
 FULL = {"one_of": 1, "peer_one_of": 60, "tokenizer_one_of": 12, "rounds": 3}
-QUICK = {"one_of": 10, "peer_one_of": 500, "tokenizer_one_of": 100, "rounds": 1}
+QUICK = {"one_of": 4, "peer_one_of": 500, "tokenizer_one_of": 100, "rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ def main() -> None:
     """Measure what the arguments ask for, print a table and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, nargs="?", default=DATA)
-    parser.add_argument("--quick", action="store_true", help="A tenth of the text and one round: under a minute.")
+    parser.add_argument("--quick", action="store_true", help="A quarter of the text and one round: under a minute.")
     parser.add_argument("--work", type=Path, help="Scratch folder. [default: a temporary one]")
     parser.add_argument("--rounds", type=int, help="Rounds, of which the medians count. [default: 3]")
     parser.add_argument("--memory-text", type=float, metavar="GB", help="Prepare so much made text, for its memory.")
     parser.add_argument("--workers", type=int, default=2, help="Processes of the second measurement. [default: 2]")
+    parser.add_argument("--ray", action="store_true", help="Also through Ray, started on this machine's cores.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="corpus-", dir=arguments.work) as folder:
         work = Path(folder)
@@ -93,6 +94,8 @@ def main() -> None:
             sizes["rounds"] = arguments.rounds or sizes["rounds"]
             facts = speeds(bench, mixture(arguments.data), arguments.workers, **sizes)
             facts["benchmark_items_seconds"] = questions_seconds
+            if arguments.ray:
+                facts |= through_ray(bench, mixture(arguments.data), sizes["one_of"])
     print(json.dumps({name: round(value, 4) for name, value in facts.items()}))
 
 
@@ -201,6 +204,16 @@ def speeds(
     }
 
 
+def through_ray(bench: Bench, files: list[Path], one_of: int) -> dict[str, float]:
+    """Measure the chain on all cores of this machine through a Ray of its own."""
+    from onward.corpus.ray_engine import ray_workers
+
+    chosen = files if one_of == 1 else sorted((bench.work / "text").iterdir())
+    outcome = prepared(bench, chosen, 1, start_workers=ray_workers(None))
+    print(f"through Ray, all cores: {outcome.megabytes:.1f} MB in {outcome.seconds:.2f} s, {outcome.mb_per_s:.2f} MB/s")
+    return {"mb_per_s_ray": outcome.mb_per_s}
+
+
 class Watched(Started):
     """Tells the shares when reading begins and when a chunk has been sorted."""
 
@@ -256,7 +269,7 @@ def print_shares(shares: Shares) -> None:
     """Print what each part takes of the time of one worker."""
     parts = shares.milliseconds()
     whole = sum(parts.values())
-    print(f"\n{'part':<38}{'ms for a MB':>12}{'share':>9}")
+    print(f"\n{'part':<38}{'CPU ms a MB':>12}{'share':>9}")
     for name, part in parts.items():
         print(f"{PARTS[name]:<38}{part:>12.2f}{part / whole:>9.1%}")
     print(f"{'all':<38}{whole:>12.2f}{1:>9.0%}")

@@ -1,7 +1,8 @@
 """Where the time of the chain goes: each part timed on the very chunks, in one process, through public functions.
 
 The chain is given an engine of its own kind, which works on a chunk when its result is asked for and then does the
-parts of that work once more, one after the other. So what lies between two results is reading and sorting.
+parts of that work once more, one after the other. So what lies between two results is reading and sorting. Times are
+of the processor, so that a busy machine does not blur them; waiting for the disk is not among them.
 """
 
 import time
@@ -47,7 +48,7 @@ _LEFT_OUT = 2
 
 
 class Shares:
-    """Seconds of each part over the chunks that were timed."""
+    """CPU seconds of each part over the chunks that were timed."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -57,7 +58,7 @@ class Shares:
 
     def begin(self) -> None:
         """Reading begins."""
-        self._mark = time.perf_counter()
+        self._mark = time.process_time()
 
     def read(self) -> None:
         """A chunk was read."""
@@ -70,7 +71,7 @@ class Shares:
         whole = self._take("work")
         parts = sum(self._parts(task, work.keywords["rules"]))  # type: ignore[attr-defined]
         self.seconds["rest"] += whole - parts
-        self._mark = time.perf_counter()
+        self._mark = time.process_time()
         return result
 
     def sorted(self) -> None:
@@ -89,14 +90,14 @@ class Shares:
         return {name: max(0.0, self.seconds[name]) * 1e9 / max(1, self.bytes) for name in PARTS}
 
     def _take(self, part: str) -> float:
-        now = time.perf_counter()
+        now = time.process_time()
         taken, self._mark = now - self._mark, now
         self.seconds[part] += taken
         return taken
 
     def _parts(self, task: Task, rules: Rules) -> Iterator[float]:
         """Do each part alone; yield its seconds."""
-        self._mark = time.perf_counter()
+        self._mark = time.process_time()
         documents = [item for item in open_chunk(task.chunk, task.fields) if isinstance(item, Document)]
         yield self._take("parse")
         texts = [clean_text(document.text, rules.unicode) for document in documents]
@@ -104,7 +105,7 @@ class Shares:
         batch = batch_of(texts)
         yield self._take("batch")
         self.bytes += len(batch.buffer)
-        self._mark = time.perf_counter()
+        self._mark = time.process_time()
         words = split_words(batch)
         yield self._take("words")
         assert rules.quality is not None

@@ -24,6 +24,7 @@ PAGES = (
     "CHANGELOG.md",
     "docs/cli.md",
     "docs/concepts.md",
+    "docs/corpus.md",
     "docs/decisions.md",
     "docs/footguns.md",
     "docs/numbers.md",
@@ -31,7 +32,7 @@ PAGES = (
     "docs/quickstart.md",
     "docs/recipe.md",
 )
-NUM_COMMANDS = {"README.md": 6, "docs/quickstart.md": 6, "docs/recipe.md": 1}
+NUM_COMMANDS = {"README.md": 6, "docs/corpus.md": 5, "docs/quickstart.md": 6, "docs/recipe.md": 1}
 NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
 RUN_COMMANDS = ("run", "prepare", "train", "evaluate", "report")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
@@ -75,7 +76,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         raise cli.typer.Exit(0)
         yield
 
+    def looked_for(*arguments: Any) -> None:
+        raise cli.typer.Exit(0)
+
     monkeypatch.setattr(cli, "opened", record)
+    for name in ("find_corpora", "find_corpus"):
+        monkeypatch.setattr(f"onward.corpus.inspection.{name}", looked_for)
     return calls
 
 

@@ -49,6 +49,7 @@ def test_every_character_is_normalised_as_python_does_it() -> None:
     codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000 and code not in range(0x31000, 0xE0000)]
     # Each alone between letters; and by the hundred, so that most texts hold no special one and stay compiled.
     assert_all_equal([f"A{chr(code)}b" for code in codes])
+    assert_all_equal([unicodedata.normalize("NFD", chr(code)) for code in codes])
     assert_all_equal(["".join(map(chr, codes[at : at + 100])) for at in range(0, len(codes), 100)])
 
 

@@ -1,20 +1,39 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from onward.corpus.ledger import Count, Ledger, Tally, read_ledger
 
 
-def ledger() -> Ledger:
+def tally() -> Tally:
+    """Ten documents: two of 150 bytes dropped, one unreadable, two and one repeated, one held out, three kept."""
     tally = Tally(
-        read=Count(10, 1000), duplicate=Count(2, 200), held_out=Count(1, 50), kept=Count(4, 600), kept_tokens=90
+        read=Count(10, 1000),
+        duplicate=Count(2, 200),
+        near_duplicate=Count(1, 100),
+        held_out=Count(1, 50),
+        kept=Count(3, 480),
+        kept_tokens=90,
+        packed_tokens=90,
+        padding_tokens=6,
+        sequences=3,
     )
-    tally.drop("quality: too few lines", 100)
-    tally.drop("quality: too few lines", 50)
-    tally.drop("unreadable: broken JSON", 0)
+    tally.drop("quality: too few lines", Count(1, 100))
+    tally.drop("quality: too few lines", Count(1, 50))
+    tally.drop("unreadable: broken JSON", Count(1, 0))
+    tally.trim("lines taken out (c4)", Count(2, 20))
     tally.name_place("x.jsonl:7", "unreadable: broken JSON")
-    return tally.close(sequences=3, sequence_tokens=32, packed_tokens=90, padding_tokens=6)
+    return tally
+
+
+def ledger() -> Ledger:
+    return tally().close(sequence_tokens=32)
+
+
+def test_a_tally_survives_the_disk() -> None:
+    assert Tally.restored(orjson.loads(orjson.dumps(asdict(tally())))) == tally()
 
 
 def test_the_ledger_survives_the_disk(tmp_path: Path) -> None:
@@ -28,8 +47,10 @@ def test_rows_show_what_holds_something() -> None:
         ("quality: too few lines", 2, 150),
         ("unreadable: broken JSON", 1, 0),
         ("duplicate", 2, 200),
+        ("near-duplicate", 1, 100),
         ("held out", 1, 50),
-        ("kept", 4, 600),
+        ("lines taken out (c4)", 2, 20),
+        ("kept", 3, 480),
     ]
 
 
@@ -39,7 +60,10 @@ def test_rows_show_what_holds_something() -> None:
         {"read": Count(11, 1000)},
         {"read": Count(10, 1001)},
         {"duplicate": Count(1, 200)},
+        {"near_duplicate": Count(1, 101)},
         {"contaminated": Count(1, 0)},
+        {"trimmed": {"lines taken out (c4)": Count(2, 21)}},
+        {"dropped": {}},
         {"kept_tokens": 91},
         {"cut_tokens": 1},
         {"padding_tokens": 7},
@@ -55,5 +79,4 @@ def test_only_the_first_places_are_named() -> None:
     tally = Tally()
     for line in range(100):
         tally.name_place(f"x.jsonl:{line}", "unreadable: broken JSON")
-    assert tally.num_unreadable == 100
     assert len(tally.unreadable) == 20

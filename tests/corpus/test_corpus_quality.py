@@ -127,7 +127,24 @@ def test_real_texts_give_the_numbers_of_the_plain_rules(shared_data: Path) -> No
 
 def test_many_lines_and_paragraphs_at_random() -> None:
     random.seed(1)
-    parts = ["a b c", "a b c", " x ", "", "", "\t", "- y", "z...", "\u00a0", "q" * 31, "two. three!", "w\r", "e\v"]
+    parts = [
+        "a b c",
+        "a b c",
+        "文です。",
+        "......",
+        "oh.......…",
+        " x ",
+        "",
+        "",
+        "\t",
+        "- y",
+        "z...",
+        "\u00a0",
+        "q" * 31,
+        "two. three!",
+        "w\r",
+        "e\v",
+    ]
     assert_as_plain(["\n".join(random.choices(parts, k=random.randrange(12))) for _ in range(400)])
 
 
@@ -142,6 +159,7 @@ C4_PARTS = [
     "It uses cookies, we fear!",
     "Please enable JavaScript now.",
     "One {curly bracket here.",
+    "Enable JavaScript { to see it.",
     " [edit] Is it? It is! So be it. (Or not.) ",
     "x" * 1001 + " is too long.",
     "Nothing [12] to [ab] see [] here'",

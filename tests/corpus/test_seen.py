@@ -143,6 +143,8 @@ def test_it_sorts_as_a_dict_would_across_blocks_restarts_and_corpora(
                 for chunk in chunks:
                     sort_both(seen, plain, chunk, case.columns, number)
                 plain.corpora, plain.read = done
+                if block % 2:  # the block was written, but not yet declared finished
+                    seen.finish_block(block)
                 seen.abandon()
                 seen = Seen(folder / "work", case.columns, blocks=block, **set_up)
             for chunk in chunks:
@@ -205,6 +207,7 @@ def test_many_keys_on_many_pages_are_found_again(tmp_path: Path) -> None:
     seen = Seen(tmp_path / "work", 2, recent_keys=10_000)
     for block, part in enumerate(np.split(np.arange(60_000), 30)):
         assert not seen.sort(keys[part], values[part], alive[part]).kind.any()
+        assert (seen.sort(keys[part], values[part] + 1, alive[part]).of == values[part]).all()
         seen.finish_block(block)
     seen.abandon()
     assert len(list((tmp_path / "work").iterdir())) <= run_folder.MOST_RUNS + 1
@@ -218,6 +221,24 @@ def test_many_keys_on_many_pages_are_found_again(tmp_path: Path) -> None:
     assert (matches.of == values).all()
     assert (matches.bands == 1).all()
     again.abandon()
+
+
+def test_the_first_of_several_other_corpora_counts(tmp_path: Path) -> None:
+    corpora = [[(5, 2)], [(7, 8), (1, 2)]]
+    against = [other_corpus(tmp_path / f"{n}", documents, 2) for n, documents in enumerate(corpora)]
+    seen = Seen(tmp_path / "work", 3, against=against)
+    matches = seen.sort(array([(9, 1, 2), (9, 1, 3)], 3), np.array([0, 2]), np.ones(2, dtype=bool))
+    seen.abandon()
+    assert rows(matches) == [(NEAR, ~0, 0, 1, 0.0), (NEAR, ~2, 1, 1, 0.0)]
+
+
+def test_a_text_that_may_be_kept_twice_is_not_covered_by_itself(tmp_path: Path) -> None:
+    seen = Seen(tmp_path, 1, exact=False, covered=Fraction(1, 2))
+    read = Passages(np.arange(1, 101, dtype=np.uint64) * SAMPLED, np.array([0, 100]))
+    keys, alive = array([(1,), (1,), (1,), (2,)], 1), np.ones(1, dtype=bool)
+    kinds = [seen.sort(keys[n : n + 1], np.array([value]), alive, read).kind[0] for n, value in enumerate((0, 2, 5, 6))]
+    seen.abandon()
+    assert kinds == [NONE, NONE, OTHER_SIDE, COVERED]
 
 
 def test_the_merged_file_does_not_depend_on_blocks_or_memory(tmp_path: Path) -> None:

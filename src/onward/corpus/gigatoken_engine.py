@@ -89,7 +89,7 @@ class Gigatoken:
 
     def _cut_and_encode(self, documents: list[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Encode the pieces that begin at numbers: what follows a number is never one word with it."""
-        import awkward  # type: ignore[import-untyped]
+        import awkward
 
         starts = np.zeros(len(documents) + 1, dtype=np.int64)
         np.cumsum([len(document) for document in documents], out=starts[1:])
@@ -105,7 +105,8 @@ class Gigatoken:
 
     def decode(self, ids: NDArray[np.uint16 | np.uint32]) -> bytes:
         """Return the text of ids, without BOS and EOS; not UTF-8 when the ids are no text's."""
-        return self._tokenizer.decode(ids.astype(np.uint32, copy=False))
+        text: bytes = self._tokenizer.decode(ids.astype(np.uint32, copy=False))
+        return text
 
     def _bound_memory(self) -> None:
         self._encoded_bytes = 0

@@ -49,7 +49,7 @@ def _with_room(search: Callable[[int], tuple[Rows, int]]) -> Rows:
     return rows[:count]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _find_ngrams(  # type: ignore[no-untyped-def]
     folded, starts, keys, first, owners, buckets, filter_, words, bucket_bits, filter_bits, capacity
 ):
@@ -70,7 +70,7 @@ def _find_ngrams(  # type: ignore[no-untyped-def]
     return rows, count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _find_short_texts(  # type: ignore[no-untyped-def]
     folded, starts, keys, first, owners, buckets, filter_, words, bucket_bits, filter_bits,
     texts, text_starts, answers, answer_starts, offset, window, capacity,
@@ -101,7 +101,7 @@ def _find_short_texts(  # type: ignore[no-untyped-def]
     return rows, count
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _room(starts):  # type: ignore[no-untyped-def]
     """Return arrays that `sift` may fill for the longest document."""
     longest = 0
@@ -110,14 +110,14 @@ def _room(starts):  # type: ignore[no-untyped-def]
     return np.empty(longest + 1, dtype=np.int64), np.empty(longest + 1, dtype=np.uint64)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _add(rows, count, document, text, ngram, begin, last):  # type: ignore[no-untyped-def]
     if count < len(rows):
         rows[count, 0], rows[count, 1], rows[count, 2] = document, text, ngram
         rows[count, 3], rows[count, 4] = begin, last
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _stands(spoken, begin, texts, first, last):  # type: ignore[no-untyped-def]
     """Whether texts[first:last] stands at `begin`."""
     if begin < 0 or begin + last - first > len(spoken):
@@ -128,7 +128,7 @@ def _stands(spoken, begin, texts, first, last):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _after_answer(spoken, end, window, answers, first, last):  # type: ignore[no-untyped-def]
     """Return the end of the first answers[first:last] that begins within `window` words from `end`, -1 without one."""
     for begin in range(end, end + window):

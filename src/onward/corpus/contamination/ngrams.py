@@ -54,7 +54,7 @@ def run_table(words: int, keys: NDArray[np.uint64], owners: NDArray[np.int32]) -
     )
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def run_keys(folded, words):  # type: ignore[no-untyped-def]
     """Return the key of every run of `words` words: uint64[max(0, n - words + 1)] for hashes of words uint64[n]."""
     count = max(0, len(folded) - words + 1)
@@ -70,7 +70,7 @@ def run_keys(folded, words):  # type: ignore[no-untyped-def]
     return keys
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def sift(folded, words, filter_, filter_bits, begin, key):  # type: ignore[no-untyped-def]
     """Write the begin and the key of every run that the filter may hold; return how many.
 
@@ -94,7 +94,7 @@ def sift(folded, words, filter_, filter_bits, begin, key):  # type: ignore[no-un
     return found
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def place_of(key, keys, buckets, bucket_bits):  # type: ignore[no-untyped-def]
     """Return the place of a key in the table, -1 when it is not there."""
     bucket = np.int64(key >> np.uint64(64 - bucket_bits))
@@ -104,7 +104,7 @@ def place_of(key, keys, buckets, bucket_bits):  # type: ignore[no-untyped-def]
     return -1
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _power(exponent):  # type: ignore[no-untyped-def]
     value = np.uint64(1)
     for _ in range(exponent):
@@ -112,14 +112,14 @@ def _power(exponent):  # type: ignore[no-untyped-def]
     return value
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def _filter_mask(key):  # type: ignore[no-untyped-def]
     """Return three bits by the low bits of a key (the high ones choose the word of the filter)."""
     one, six = np.uint64(1), np.uint64(63)
     return one << (key & six) | one << ((key >> np.uint64(6)) & six) | one << ((key >> np.uint64(12)) & six)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _mark(keys, filter_, filter_bits):  # type: ignore[no-untyped-def]
     for key in keys:
         filter_[np.int64(key >> np.uint64(64 - filter_bits))] |= _filter_mask(key)

@@ -12,7 +12,7 @@ from onward.corpus.duplicates.runs import Run
 SMALLEST_FILTER_BYTES, LARGEST_FILTER_BYTES = 1 << 16, 1 << 28
 _FILTER_BITS_PER_KEY = 24
 """The filter doubles until 256 MB, which is enough for 90 million keys (24 GB of text): 1 in 6,000 new keys is looked
-up on disk in vain. Beyond that they become more: 1 in 120 at 200 million keys, 1 in 13 at 400 million."""
+up on disk in vain. Beyond that they become more: 1 in 110 at 200 million keys, 1 in 7 at 400 million."""
 
 
 class Cold:

@@ -5,7 +5,7 @@ smallest value with probability s. A band is `rows` such values; the documents m
 `bands` bands agree, which has the probability 1 - (1 - s^rows)^bands. With FineWeb's 14 bands of 8 rows over 5 words:
 
     similarity   0.50  0.60  0.65  0.69  0.70  0.75  0.80  0.85  0.90  0.95
-    probability  0.05  0.21  0.36  0.51  0.57  0.77  0.92  0.99  1.00  1.00
+    probability  0.05  0.21  0.36  0.52  0.56  0.77  0.92  0.99  1.00  1.00
 """
 
 from functools import cache

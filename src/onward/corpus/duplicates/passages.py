@@ -88,9 +88,6 @@ class PassagesRead:
     ) -> None:
         self.share, self.needed = share, needed_hits(share)
         self._folder = folder
-        for path in folder.glob("passages-*.keys"):
-            if int(path.stem.rpartition("-")[2]) >= blocks:
-                path.unlink()
         self._blocks = blocks
         self._number = sum(self._size(block) for block in range(blocks))
         self._fill()
