@@ -32,7 +32,8 @@ from texts import mixture, write_items, write_recombined, write_sample
 
 from onward.artifact import Folders
 from onward.corpus.ledger import Count, Ledger
-from onward.corpus.prepare import Items, prepare
+from onward.corpus.preparation import Items
+from onward.corpus.prepare import prepare
 from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Silent
 from onward.recipe import TASKS, Corpus

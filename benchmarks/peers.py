@@ -10,7 +10,6 @@ timed. The last line is flat JSON.
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,4 +175,4 @@ def write_item_index(items: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

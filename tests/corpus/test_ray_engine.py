@@ -27,7 +27,8 @@ from onward.artifact import Folders, file_hash
 from onward.corpus import engine, ray_engine
 from onward.corpus.engine import in_order
 from onward.corpus.ledger import Ledger
-from onward.corpus.prepare import Items, prepare
+from onward.corpus.preparation import Items
+from onward.corpus.prepare import prepare
 from onward.corpus.ray_engine import ray_workers
 from onward.corpus.reading import pieces
 from onward.errors import UserError

@@ -21,6 +21,7 @@ from onward.corpus.documents import Document, Fields, Unreadable
 from onward.corpus.duplicates.exact import digests, held_out_flags, split_hashes
 from onward.corpus.duplicates.minhash import band_keys
 from onward.corpus.duplicates.normalised import normalised
+from onward.corpus.duplicates.passages import Passages, passage_keys
 from onward.corpus.histograms import Histograms
 from onward.corpus.quality.judge import judge
 from onward.corpus.reading.chunks import Chunk, items_in
@@ -40,11 +41,15 @@ PASSAGES = "passages of benchmarks cut out"
 
 @dataclass(frozen=True)
 class Rules:
-    """What documents are examined by. near and items: None switches near-duplicates and contamination off."""
+    """What documents are examined by. near and items: None switches near-duplicates and contamination off.
+
+    looks_at_passages: whether the passages of documents are compared as well.
+    """
 
     unicode: Literal["nfc", "repair"] | None
     quality: Quality | None
     near: NearDuplicates | None
+    looks_at_passages: bool
     contamination: Contamination | None
     items: ItemIndex | None
     held_out_share: Fraction
@@ -88,10 +93,10 @@ class Examined:
 
     read_bytes, kept_bytes: UTF-8 as read, and after what was taken out. reason: int16[n], index into `reasons` of what
     drops a document, -1 for none; contaminated: bool[n], dropped for a benchmark item. keys: uint64[n, columns], the
-    exact digest and the near-duplicate bands (0: none). order: uniform 64-bit hash that orders held-out text.
-    tokens, starts: ids of document d are tokens[starts[d]:starts[d + 1]], empty where it has none. digest: xxh3-64 of
-    the kept text. trimmed: bytes taken out, by rule. held_out_texts: (text, group) of each held-out document.
-    unreadable: with the number of documents before each.
+    exact digest and the near-duplicate bands (0: none). passages: a sample of each document's (None: off). order:
+    uniform 64-bit hash that orders held-out text. tokens, starts: the ids of document d are those from starts[d] to
+    starts[d + 1], none where it has none. digest: xxh3-64 of the kept text. trimmed: bytes taken out, by rule.
+    held_out_texts: (text, group) of each held-out document. unreadable: with the number of documents before each.
     """
 
     ids: list[str]
@@ -102,6 +107,7 @@ class Examined:
     reasons: tuple[str, ...]
     contaminated: NDArray[np.bool_]
     keys: NDArray[np.uint64]
+    passages: Passages | None
     held_out: NDArray[np.bool_]
     order: NDArray[np.uint64]
     tokens: TokenIds
@@ -153,6 +159,7 @@ def _examine(
         reasons=tuple(draft.reasons),
         contaminated=draft.contaminated,
         keys=draft.keys,
+        passages=draft.passages,
         held_out=draft.held_out,
         order=draft.order,
         tokens=tokens,
@@ -185,7 +192,7 @@ class _Draft:
         self.trimmed: dict[str, NDArray[np.int64]] = {}
         self.touched: list[Touched] = []
         self.histograms = Histograms()
-        is_plain = scored and rules.near is None
+        is_plain = scored and rules.near is None and not rules.looks_at_passages
         self.words = None if is_plain else split_words(self.batch)
 
     def judge(self) -> None:
@@ -212,6 +219,10 @@ class _Draft:
         if self.rules.near is not None:
             assert self.words is not None
             self.keys[:, 1:] = band_keys(self.words, self.rules.near)
+        self.passages = None
+        if self.rules.looks_at_passages:
+            assert self.words is not None
+            self.passages = passage_keys(self.words)
         share = Fraction(1) if self.scored else self.rules.held_out_share
         self.held_out = held_out_flags(split, share) & (self.reason < 0)
         # Held out by the group, ordered by the text: a prefix then draws from all held-out groups, not from one.

@@ -1,7 +1,6 @@
 """A look into a prepared corpus: what became of the text, how it is spread, and samples of every end to read."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,22 +206,25 @@ class _Look:
 
     def repeats(self, kind: str) -> _Counted:
         """Count the clusters of listed duplicates of one kind."""
-        sizes: Counter[int] = Counter()
-        listed = elsewhere = 0
-        rows: dict[int, list[Removed]] = {}
-        for batch in batches(self._paths("duplicates"), ("id", "source", "kind", "of", "bands", "excerpt")):
-            batch = batch.filter(compute.equal(batch.column("kind"), kind))
-            of = integers(batch, "of")
-            listed += len(of)
-            elsewhere += int((of < 0).sum())
-            sizes.update(of[of >= 0].tolist())
-            for row in batch.to_pylist():
-                found = rows.setdefault(row["of"], [])
-                if row["of"] >= 0 and len(found) < self._samples:
-                    found.append(Removed(row["id"], row["source"], row["bands"], _marked(row["excerpt"])))
-        largest = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_CLUSTERS]
-        examples = {number: tuple(rows[number]) for number, _ in largest}
-        return _Counted(listed, elsewhere, len(sizes), tuple(largest), examples)
+        columns = ("id", "source", "kind", "of", "bands", "excerpt")
+
+        def listed() -> Iterator[pa.RecordBatch]:
+            for batch in batches(self._paths("duplicates"), columns):
+                yield batch.filter(compute.equal(batch.column("kind"), kind))
+
+        of = np.concatenate([np.zeros(0, dtype=np.int64), *(integers(batch, "of") for batch in listed())])
+        numbers, sizes = np.unique(of[of >= 0], return_counts=True)
+        order = np.lexsort((numbers, -sizes))[:SHOWN_CLUSTERS]
+        largest = tuple(zip(numbers[order].tolist(), sizes[order].tolist(), strict=True))
+        rows: dict[int, list[Removed]] = {number: [] for number, _ in largest}
+        for batch in listed():  # again, so that only the clusters that are shown are held
+            chosen = np.flatnonzero(np.isin(integers(batch, "of"), list(rows)))
+            for row in batch.take(pa.array(chosen)).to_pylist():
+                if len(rows[row["of"]]) < self._samples:
+                    removed = Removed(row["id"], row["source"], row["bands"], _marked(row["excerpt"]))
+                    rows[row["of"]].append(removed)
+        examples = {number: tuple(found) for number, found in rows.items()}
+        return _Counted(len(of), int((of < 0).sum()), len(numbers), largest, examples)
 
     def described(self, counted: _Counted, documents: int, size: int) -> Repeats:
         """Return the duplicates of one kind with the documents that stayed."""

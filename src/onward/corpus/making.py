@@ -63,6 +63,7 @@ class Making:
             unicode=corpus.unicode,
             quality=corpus.quality,
             near=near,
+            looks_at_passages=duplicates is not None and duplicates.covered is not None,
             contamination=contamination,
             items=self.items,
             held_out_share=Fraction(0) if preparation.held_out else corpus.held_out.share,
@@ -76,6 +77,7 @@ class Making:
             self.rules.key_columns,
             blocks=len(blocks.read_states(aside)),
             exact=duplicates is not None and duplicates.exact,
+            covered=None if duplicates is None else duplicates.covered,
             against=[Path(path) / SEEN_FILE for path in duplicates.against] if duplicates else [],
         )
         self.sorter = Sorter(

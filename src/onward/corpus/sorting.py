@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onward.corpus import blocks
 from onward.corpus.blocks import BlockWriter
 from onward.corpus.documents import WITHOUT_TEXT, Unreadable
-from onward.corpus.duplicates.seen import EXACT, NEAR, OTHER_SIDE, Matches, Seen
+from onward.corpus.duplicates.passages import Passages
+from onward.corpus.duplicates.seen import COVERED, EXACT, NEAR, NONE, OTHER_SIDE, Matches, Seen
 from onward.corpus.examine import Examined
 from onward.corpus.histograms import Histograms
 from onward.corpus.ledger import Count, Tally
@@ -22,8 +23,10 @@ from onward.corpus.tokens import token_dtype
 
 SPLIT_TWIN = "same text on the other side of the held-out split"
 """Ledger rule for texts that would stand in training and held-out text both (only when duplicates are kept)."""
+PASSAGES_KNOWN = "passages read before"
+"""Ledger rule for documents put together from what was read, though like no single document."""
 _FIELDS_SHOWN = 30
-_KINDS = {EXACT: "same text", NEAR: "near", OTHER_SIDE: SPLIT_TWIN}
+_KINDS = {EXACT: "same text", NEAR: "near", OTHER_SIDE: SPLIT_TWIN, COVERED: PASSAGES_KNOWN}
 
 Rows = NDArray[np.int64]
 
@@ -149,14 +152,15 @@ class Sorter:
         self._number += len(numbers)
         alive = (examined.reason[part] < 0) & ~examined.contaminated[part]
         held_out = examined.held_out[part]
-        matches = self._seen.sort(examined.keys[part], numbers * 2 + held_out, alive)
+        passages = _passages_of(examined.passages, part)
+        matches = self._seen.sort(examined.keys[part], numbers * 2 + held_out, alive, passages)
         first = part.start
         ends = {
             "dropped": np.flatnonzero(examined.reason[part] >= 0),
             "contaminated": np.flatnonzero((examined.reason[part] < 0) & examined.contaminated[part]),
-            "repeated": np.flatnonzero(alive & (matches.kind != 0)),
-            "held_out": np.flatnonzero(alive & (matches.kind == 0) & held_out),
-            "kept": np.flatnonzero(alive & (matches.kind == 0) & ~held_out),
+            "repeated": np.flatnonzero(alive & (matches.kind != NONE)),
+            "held_out": np.flatnonzero(alive & (matches.kind == NONE) & held_out),
+            "kept": np.flatnonzero(alive & (matches.kind == NONE) & ~held_out),
         }
         sizes = examined.read_bytes[part]
         self.tally.read += _count(sizes)
@@ -197,15 +201,17 @@ class Sorter:
         kinds = matches.kind[rows]
         self.tally.duplicate += _count(sizes[kinds == EXACT])
         self.tally.near_duplicate += _count(sizes[kinds == NEAR])
-        if (kinds == OTHER_SIDE).any():
-            self.tally.drop(SPLIT_TWIN, _count(sizes[kinds == OTHER_SIDE]))
+        for kind in (OTHER_SIDE, COVERED):
+            if (kinds == kind).any():
+                self.tally.drop(_KINDS[kind], _count(sizes[kinds == kind]))
         for kind, name in _KINDS.items():
-            chosen = self._still_listed(name, rows[kinds == kind])
+            chosen = rows[kinds == kind] if kind == NEAR else self._still_listed(name, rows[kinds == kind])
             ids, sources, excerpts = _chosen(chosen + first, examined.ids, examined.sources, examined.excerpts)
-            earlier = np.where(matches.of[chosen] < 0, -1, matches.of[chosen] >> 1)  # the lowest bit tells the side
-            kind_of_each = [name] * len(chosen)
-            bands = matches.bands[chosen]
-            self._block.duplicates.add(numbers[chosen], ids, sources, kind_of_each, earlier, bands, excerpts)
+            # The lowest bit of a value tells the side.
+            has_one = (matches.of[chosen] >= 0) & (kind != COVERED)
+            earlier = np.where(has_one, matches.of[chosen] >> 1, -1)
+            facts = (earlier, matches.bands[chosen], excerpts, matches.share[chosen])
+            self._block.duplicates.add(numbers[chosen], ids, sources, [name] * len(chosen), *facts)
 
     def _hold_out(self, examined: Examined, rows: Rows, numbers: Rows) -> None:
         assert self._block is not None
@@ -270,6 +276,13 @@ class Sorter:
                     self.tally.name_place(place, record.reason)
             if len(self.fields) < _FIELDS_SHOWN:
                 self.fields |= dict.fromkeys(record.fields)
+
+
+def _passages_of(passages: Passages | None, part: slice) -> Passages | None:
+    if passages is None:
+        return None
+    starts = passages.starts[part.start : part.stop + 1]
+    return Passages(passages.keys[starts[0] : starts[-1]], starts - starts[0])
 
 
 def _count(sizes: NDArray[np.int64]) -> Count:

@@ -21,16 +21,17 @@ DOCUMENTS = _schema("number", "id", "source", "offset", "length", "bytes", "dige
 """Kept documents. number: in reading order. offset, length: tokens of the store. digest: xxh3-64 of the kept text."""
 DROPPED = _schema("number", "id", "source", "reason", "excerpt")
 """What a rule dropped, and unreadable records (number -1)."""
-DUPLICATES = _schema("number", "id", "source", "kind", "of", "bands", "excerpt")
-"""Repeated documents. of: number of the kept or held-out document that was read first, -1 in another corpus. bands:
-how many bands of the signature are equal (0 for exact ones).
+DUPLICATES = _schema("number", "id", "source", "kind", "of", "bands", "excerpt").append(pa.field("share", pa.float32()))
+"""Repeated documents. of: number of the kept or held-out document that was read first, -1 in another corpus or where
+many were. bands: how many bands of the signature are equal, for near ones. share: of the passages looked at that were
+read before, for covered ones.
 """
 HELD_OUT = _schema("number", "id", "source", "group", "text", "bytes")
 HELD_OUT_FILE = "held_out.parquet"
 FACTS_FILE = "facts.json"
 """The last file of a corpus: how it was tokenised and packed, and the histograms of the quality rules."""
 LISTED_ROWS = 10_000
-"""Rows kept of each reason; the ledger has the full counts."""
+"""Rows kept of each reason; the ledger has the full counts. Near-duplicates are all listed, with whom they met."""
 EXCERPT_CHARACTERS = 200
 _GROUP_ROWS = 32_768
 
@@ -44,7 +45,7 @@ class TableWriter:
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
 
-    def add(self, *columns: Sequence[object] | NDArray[np.integer[Any]]) -> None:
+    def add(self, *columns: Sequence[object] | NDArray[np.number[Any]]) -> None:
         """Append rows, column by column in the order of the schema."""
         if len(columns[0]):
             arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]

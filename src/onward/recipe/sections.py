@@ -69,6 +69,8 @@ class Duplicates(Section):
     """Drop a document whose normalised text (NFC, lower case, single spaces) was read before."""
     near: NearDuplicates | None = NearDuplicates()  # type: ignore[call-arg]
     """Drop a document much like one that is kept or held out; null: off."""
+    covered: Share | None = Fraction(1, 2)
+    """Drop a document when this share of its passages (runs of 8 words) was read before, in one or many; null: off."""
     against: tuple[str, ...] = ()
     """Prepared corpora (folders) whose documents count as read before; `domain` (in `general`): this run's domain."""
 
