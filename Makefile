@@ -11,14 +11,14 @@ quickstart: .venv/.run
 	$(BIN)/onward run recipes/quickstart.yaml
 
 test: .venv/.dev
-	$(BIN)/ruff check src tests tools
-	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 format: .venv/.dev
-	$(BIN)/ruff check --fix src tests tools
-	$(BIN)/ruff format src tests tools
+	$(BIN)/ruff check --fix src tests tools benchmarks
+	$(BIN)/ruff format src tests tools benchmarks
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
