@@ -27,9 +27,6 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from memory import Memory
-from shares import PARTS, Shares, measured
-from texts import mixture, write_items, write_recombined, write_sample
-
 from onward.artifact import Folders
 from onward.corpus.ledger import Count, Ledger
 from onward.corpus.preparation import Items
@@ -38,6 +35,8 @@ from onward.model.tokenizer import LoadedTokenizer
 from onward.progress import Silent
 from onward.recipe import TASKS, Corpus
 from onward.tasks import item_facts, load_questions
+from shares import PARTS, Shares, measured
+from texts import mixture, write_items, write_recombined, write_sample
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEQUENCE_TOKENS = 2048
@@ -56,11 +55,16 @@ class Bench:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One call of `prepare`. start_seconds: before the first chunk was read; seconds, cpu_seconds: all after that."""
+    """One call of `prepare`.
+
+    start_seconds: before the first chunk was read. seconds, cpu_seconds: all after that, own_cpu_seconds of them in
+    this process, which with several workers only reads, sends, sorts and writes.
+    """
 
     start_seconds: float
     seconds: float
     cpu_seconds: float
+    own_cpu_seconds: float
     ledger: Ledger
 
     @property
@@ -117,11 +121,12 @@ class Started(Silent):
 
     def begin(self, title: str, total: int | None, unit: str) -> None:
         """Note the time."""
-        self.begun, self._cpu = time.perf_counter(), tree_cpu_seconds()
+        self.begun, self._cpu, self._own = time.perf_counter(), tree_cpu_seconds(), time.process_time()
 
-    def end(self) -> tuple[float, float]:
-        """Return the seconds since the beginning, and the CPU seconds."""
-        return time.perf_counter() - self.begun, tree_cpu_seconds() - self._cpu
+    def end(self) -> tuple[float, float, float]:
+        """Return the seconds since the beginning, the CPU seconds, and those of this process."""
+        seconds, own = time.perf_counter() - self.begun, time.process_time() - self._own
+        return seconds, tree_cpu_seconds() - self._cpu, own
 
 
 def prepared(
@@ -183,7 +188,9 @@ def speeds(
     print_speeds(one, several, workers, hf, datatrove, same_text)
     print_shares(shares)
     print_ledger(one.ledger)
-    print(f"\npeak memory, one worker: {memory.peak_rss_mb:,.0f} MB")
+    reading = 1000 * several.own_cpu_seconds / several.megabytes
+    print(f"\nwith {workers} workers this process took {reading:.1f} CPU ms a MB")
+    print(f"peak memory, one worker: {memory.peak_rss_mb:,.0f} MB")
     hf_mb_per_s, datatrove_mb_per_s = hf["text_mb"] / hf["seconds"], datatrove["text_mb"] / datatrove["seconds"]
     parts = shares.milliseconds()
     return {
@@ -192,6 +199,7 @@ def speeds(
         "mb_per_cpu_s": one.megabytes / one.cpu_seconds,
         "mb_per_s_two_workers": several.mb_per_s,
         "speedup_two_workers": several.mb_per_s / one.mb_per_s,
+        "reading_process_cpu_ms_per_mb": reading,
         "ratio_vs_datatrove": one.mb_per_s / datatrove_mb_per_s,
         "ratio_vs_datatrove_same_sample": same_text.mb_per_s / datatrove_mb_per_s,
         "ratio_vs_hf_tokenizers": one.mb_per_s / hf_mb_per_s,
@@ -230,7 +238,7 @@ class Watched(Started):
         """A chunk has been sorted."""
         self._shares.sorted()
 
-    def end(self) -> tuple[float, float]:
+    def end(self) -> tuple[float, float, float]:
         """The corpus is closed."""
         self._shares.end()
         return super().end()

@@ -152,6 +152,7 @@ def data(tmp_path: Path) -> str:
 def whole(data: str, place: Path, tokenizer: LoadedTokenizer, **engine: Any) -> tuple[Ledger, dict[str, str]]:
     """Prepare the data in blocks and small chunks; the ledger, and the hash of every file."""
     settings = {"held_out": {"share": "5%"}, "block_tokens": 40_000, "sources": [{"path": data}]}
+    settings["duplicates"] = {"covered": None}  # texts of shuffled sentences have every passage in common
     items = Items({"made": 1}, lambda: {"asked": (Question("asked", "0", (ASKED,)),)})
     options: dict[str, Any] = {"tokenizer": tokenizer, "folders": Folders(place, place), "items": items, **engine}
     corpus = Corpus.model_validate(settings)
