@@ -18,6 +18,7 @@ from onward.corpus.documents import Document
 from onward.corpus.duplicates.exact import digests, split_hashes
 from onward.corpus.duplicates.minhash import band_keys
 from onward.corpus.duplicates.normalised import normalised
+from onward.corpus.duplicates.passages import passage_keys
 from onward.corpus.engine import Workers
 from onward.corpus.examine import Rules, Task
 from onward.corpus.quality.judge import judge
@@ -36,6 +37,7 @@ PARTS = {
     "quality": "quality rules",
     "exact": "normalise and digest",
     "near": "MinHash",
+    "passages": "sample of passages",
     "contamination": "benchmark items",
     "tokens": "tokenise",
     "rest": "the rest of a worker's work",
@@ -118,6 +120,9 @@ class Shares:
         assert rules.near is not None
         band_keys(words, rules.near)
         yield self._take("near")
+        if rules.looks_at_passages:
+            passage_keys(words)
+            yield self._take("passages")
         assert rules.items is not None
         scan(batch, words, rules.items)
         yield self._take("contamination")

@@ -22,6 +22,7 @@ MIXTURE = (
 _SENTENCE = re.compile(r"(?<=[.?!][\"')\]”’\s])\s+|\n+")
 _PROSE = ("education", "general", "medical")
 _MORE_SENTENCES = 30
+_WORDS = 200_000
 _LEVEL = 3
 _FILE_BYTES = 128_000_000
 _REPEATED = 50
@@ -62,13 +63,15 @@ def write_items(questions: dict[str, Any], path: Path) -> None:
 def write_recombined(files: Sequence[Path], folder: Path, size_bytes: int, seed: int = 0) -> list[Path]:
     """Write documents made of real sentences in new order until they hold so many bytes of text.
 
-    A document has five sentences or more, as long as a web page on average (4 kB), all from one file of prose, so that
-    two of them share few runs of five words; one in fifty repeats an earlier one, one in fifty all but a line of it.
+    A document has five sentences or more, as long as a web page on average (4 kB), all from one file of prose. Every
+    fourth word is another one of the file, so that nobody has read a run of four words of it before; one in fifty
+    repeats an earlier one, one in fifty all but a line of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
     pools = [pool for pool in (_sentences(path) for path in files if path.parent.name in _PROSE) if len(pool) > 5000]
     weights = [len(pool) for pool in pools]
-    draw = random.Random(seed)
+    words = [draw.choices(" ".join(draw.choices(pool, k=20_000)).split(), k=_WORDS) for pool in pools]
     written: list[Path] = []
     made, number, earlier = 0, 0, ["A first sentence."]
     while made < size_bytes:
@@ -76,8 +79,8 @@ def write_recombined(files: Sequence[Path], folder: Path, size_bytes: int, seed:
         in_file = 0
         with written[-1].open("wb") as raw, zstandard.ZstdCompressor(_LEVEL).stream_writer(raw) as stream:
             while in_file < _FILE_BYTES and made + in_file < size_bytes:
-                lines = _document(draw, pools, weights, earlier)
-                text = "\n".join(lines)
+                chosen = draw.choices(range(len(pools)), weights)[0]
+                text = "\n".join(_document(draw, pools[chosen], words[chosen], earlier))
                 stream.write(orjson.dumps({"id": f"made-{number}", "text": text}, option=orjson.OPT_APPEND_NEWLINE))
                 in_file += len(text)
                 number += 1
@@ -91,7 +94,7 @@ def _sentences(path: Path) -> list[str]:
     return [sentence for text in texts for sentence in _SENTENCE.split(text) if len(sentence) > 20]
 
 
-def _document(draw: random.Random, pools: list[list[str]], weights: list[int], earlier: list[str]) -> list[str]:
+def _document(draw: random.Random, sentences: list[str], words: list[str], earlier: list[str]) -> list[str]:
     """Return the lines of a document; `earlier` is what may be repeated."""
     kind = draw.randrange(_REPEATED)
     if kind < 2:
@@ -99,8 +102,17 @@ def _document(draw: random.Random, pools: list[list[str]], weights: list[int], e
         if kind == 1:
             lines[draw.randrange(len(lines))] = "One line of this document is another one, and all the others are not."
         return lines
-    drawn = draw.choices(draw.choices(pools, weights)[0], k=5 + int(draw.expovariate(1 / _MORE_SENTENCES)))
-    lines = [" ".join(drawn[first : first + 4]) for first in range(0, len(drawn), 4)]
+    drawn = draw.choices(sentences, k=5 + int(draw.expovariate(1 / _MORE_SENTENCES)))
+    lines = [_changed(draw, " ".join(drawn[first : first + 4]), words) for first in range(0, len(drawn), 4)]
     if kind == 2:
         earlier[:] = lines
     return lines
+
+
+def _changed(draw: random.Random, line: str, words: list[str]) -> str:
+    """Return a line with every fourth word replaced by another; its last one, with the period, stays."""
+    old = line.split(" ")
+    number = (len(old) - 1) // 4
+    first = draw.randrange(_WORDS - number)
+    old[3 : 4 * number : 4] = words[first : first + number]
+    return " ".join(old)

@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,35 +11,47 @@ from onward.errors import UserError
 
 
 def square(number: int) -> tuple[int, int]:
+    time.sleep(0.02)
     return number * number, os.getpid()
 
 
-def killed(number: int) -> int:
-    if number == 3:
-        os.kill(os.getpid(), 9)
-    return number
+class Killed:
+    """Dies at every sight of a chunk, in a worker."""
+
+    def __init__(self) -> None:
+        self.caller = os.getpid()
+
+    def __call__(self, number: int) -> int:
+        time.sleep(0.02)
+        if os.getpid() != self.caller:
+            os.kill(os.getpid(), 9)
+        return number
 
 
 class KilledOnce:
     """Dies at its first sight of a chunk, in a worker."""
 
     def __init__(self, mark: Path) -> None:
-        self.mark = mark
+        self.mark, self.caller = mark, os.getpid()
 
     def __call__(self, number: int) -> int:
-        if number == 7 and not self.mark.exists():
+        time.sleep(0.02)
+        if os.getpid() != self.caller and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), 9)
         return number
 
 
 def test_results_come_in_order_from_one_process_or_two() -> None:
-    alone = list(in_order(range(23), square, processes(1)))
-    together = list(in_order(range(23), square, processes(2)))
+    alone = list(in_order(range(200), square, processes(1)))
+    together = list(in_order(range(200), square, processes(2)))
     assert [(n, result[0]) for n, result in together] == [(n, result[0]) for n, result in alone]
     assert {result[1] for _, result in alone} == {os.getpid()}
     assert {result[1] for _, result in together[: engine.CHUNKS_ALONE]} == {os.getpid()}
-    assert os.getpid() not in {result[1] for _, result in together[engine.CHUNKS_ALONE :]}
+    workers = [result[1] for _, result in together]
+    first = next(n for n, worker in enumerate(workers) if worker != os.getpid())
+    assert os.getpid() not in workers[first:], "the caller works only until they have started"
+    assert len(set(workers[first:])) == 2
 
 
 def test_what_is_in_flight_is_bounded_and_an_early_end_is_clean() -> None:
@@ -51,10 +64,11 @@ def test_what_is_in_flight_is_bounded_and_an_early_end_is_clean() -> None:
             yield taken
 
     results = in_order(endless(), square, processes(2))
-    for _ in range(7):
-        next(results)
+    for _ in range(150):
+        done, (_, worker) = next(results)
+    assert worker != os.getpid()
     results.close()
-    assert taken <= 7 + 2 * engine.IN_FLIGHT
+    assert done < taken <= done + 2 * engine.IN_FLIGHT
 
 
 def test_a_failure_while_reading_is_the_callers() -> None:
@@ -67,11 +81,11 @@ def test_a_failure_while_reading_is_the_callers() -> None:
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
-    results = list(in_order(range(20), KilledOnce(tmp_path / "mark"), processes(2)))
+    results = list(in_order(range(200), KilledOnce(tmp_path / "mark"), processes(2)))
     assert (tmp_path / "mark").exists()
-    assert results == [(n, n) for n in range(20)]
+    assert results == [(n, n) for n in range(200)]
 
 
 def test_workers_that_are_killed_again_and_again_are_explained() -> None:
     with pytest.raises(UserError, match="killed again and again"):
-        list(in_order(range(8), killed, processes(2)))
+        list(in_order(range(2000), Killed(), processes(2)))

@@ -31,6 +31,7 @@ from onward.corpus.preparation import Items
 from onward.corpus.prepare import prepare
 from onward.corpus.ray_engine import ray_workers
 from onward.corpus.reading import pieces
+from onward.corpus.sorting import PASSAGES_KNOWN
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Corpus
@@ -135,13 +136,14 @@ def test_a_machine_that_goes_loses_nothing(connected: Any) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    """Records of real sentences in new order; some repeat another, whole or nearly, one holds a benchmark item."""
+    """Records of shuffled words of real text; some repeat others in every way, one holds a benchmark item."""
     lines = GENERAL_TEXT.read_text(encoding="utf-8").splitlines()
-    sentences = [part for line in lines for part in json.loads(line)["text"].split(". ") if len(part) > 30]
+    words = " ".join(json.loads(line)["text"] for line in lines).split()
     draw = random.Random(7)
-    texts = ["\n".join(". ".join(draw.sample(sentences, 3)) + "." for _ in range(12)) for _ in range(300)]
+    texts = ["\n".join(" ".join(draw.sample(words, 40)) + "." for _ in range(12)) for _ in range(300)]
     texts[90] = texts[10]
     texts[130] = texts[20] + "\nOne more line."
+    texts[150] = "\n".join(line for n in (30, 40, 50) for line in texts[n].splitlines()[:4])
     texts[170] += f"\n{ASKED}"
     path = tmp_path / "data.jsonl.zst"
     records = "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts))
@@ -152,7 +154,6 @@ def data(tmp_path: Path) -> str:
 def whole(data: str, place: Path, tokenizer: LoadedTokenizer, **engine: Any) -> tuple[Ledger, dict[str, str]]:
     """Prepare the data in blocks and small chunks; the ledger, and the hash of every file."""
     settings = {"held_out": {"share": "5%"}, "block_tokens": 40_000, "sources": [{"path": data}]}
-    settings["duplicates"] = {"covered": None}  # texts of shuffled sentences have every passage in common
     items = Items({"made": 1}, lambda: {"asked": (Question("asked", "0", (ASKED,)),)})
     options: dict[str, Any] = {"tokenizer": tokenizer, "folders": Folders(place, place), "items": items, **engine}
     corpus = Corpus.model_validate(settings)
@@ -166,7 +167,8 @@ def test_a_corpus_is_the_same_from_two_nodes_though_a_worker_is_killed(
 ) -> None:
     monkeypatch.setattr(pieces, "CHUNK_BYTES", 20_000)
     ledger, expected = whole(data, tmp_path / "here", tiny_tokenizer, workers=1)
-    assert (ledger.duplicate.documents, ledger.near_duplicate.documents, ledger.contaminated.documents) == (1, 1, 1)
+    ends = (ledger.duplicate, ledger.near_duplicate, ledger.dropped[PASSAGES_KNOWN], ledger.contaminated)
+    assert [end.documents for end in ends] == [1, 1, 1, 1]
     assert len([name for name in expected if name.startswith("tokens-")]) > 2
 
     @contextmanager

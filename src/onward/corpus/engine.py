@@ -45,6 +45,9 @@ class Workers(Protocol[ChunkIn, ResultOut]):
     count: int
     """How many chunks they work on at one time."""
 
+    def are_ready(self) -> bool:
+        """Whether one has started."""
+
     def send(self, chunk: ChunkIn) -> Pending[ResultOut]:
         """Give a chunk to whichever is free next."""
 
@@ -79,6 +82,11 @@ def in_order(
     while waiting:
         try:
             with start(work) as workers:
+                while waiting and not workers.are_ready():
+                    # They take seconds to start; what is done here meanwhile need not wait for them.
+                    yield waiting[0], work(waiting[0])
+                    waiting.popleft()
+                    waiting += islice(chunks, 0 if waiting else 1)
                 for chunk, result in _in_flight(waiting, chunks, workers, weigh):
                     losses = 0
                     yield chunk, result
@@ -125,13 +133,14 @@ def processes(count: int | None) -> StartWorkers[Chunk, Result] | None:
 
         executor = ProcessPoolExecutor(number, initializer=_take_work, initargs=(work,))
         is_broken = False
+        workers: _Processes[Chunk, Result] = _Processes(executor, number)
         try:
-            yield _Processes(executor, number)
+            yield workers
         except (WorkerLost, KeyboardInterrupt, SystemExit):
             is_broken = True
             raise
         finally:  # after an early end the few chunks in flight are waited for: aborted workers fail now and then
-            executor.shutdown(kill_workers=is_broken)
+            executor.shutdown(kill_workers=is_broken or not workers.are_ready())
 
     return start
 
@@ -142,6 +151,11 @@ class _Processes(Generic[Chunk, Result]):
     def __init__(self, executor: "ProcessPoolExecutor", count: int) -> None:
         self.count = count
         self._executor = executor
+        self._first = executor.submit(_start)
+
+    def are_ready(self) -> bool:
+        is_done: bool = self._first.done()
+        return is_done
 
     def send(self, chunk: Chunk) -> Pending[Result]:
         return _Sent(self._executor, chunk)
@@ -176,6 +190,10 @@ def _take_work(work: Callable[..., object]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one worker per core already
     _work = work
+
+
+def _start() -> None:
+    """Do nothing, in a worker that has started."""
 
 
 def _do_work(chunk: object) -> object:

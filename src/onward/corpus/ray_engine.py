@@ -103,6 +103,9 @@ class _RayWorkers(Generic[Chunk, Result]):
         self._work = ray.put(work)
         self._do = ray.remote(num_cpus=1, max_retries=_RETRIES)(_do_work)
 
+    def are_ready(self) -> bool:
+        return True
+
     def send(self, chunk: Chunk) -> Pending[Result]:
         # Within a list the reference travels instead of the work, which a worker then fetches once.
         return _Sent(self._ray, self._do.remote([self._work], self._work.hex(), __version__, chunk))
