@@ -30,9 +30,18 @@ PAGES = (
     "docs/numbers.md",
     "docs/python-api.md",
     "docs/quickstart.md",
+    "docs/ray.md",
     "docs/recipe.md",
+    "docs/slurm.md",
 )
-NUM_COMMANDS = {"README.md": 6, "docs/corpus.md": 5, "docs/quickstart.md": 6, "docs/recipe.md": 1}
+NUM_COMMANDS = {
+    "README.md": 6,
+    "docs/corpus.md": 5,
+    "docs/quickstart.md": 6,
+    "docs/recipe.md": 1,
+    "docs/ray.md": 2,
+    "docs/slurm.md": 3,
+}
 NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
 RUN_COMMANDS = ("run", "prepare", "train", "evaluate", "report")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
@@ -46,8 +55,13 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Every command line of a page; a backslash at the end joins lines, comments are left out."""
-    lines = [line for block in blocks(page, "console", "bash", "sh") for line in block.replace("\\\n", "").splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+    found = []
+    for block in blocks(page, "console", "bash", "sh"):
+        lines = [line for line in block.replace("\\\n", "").splitlines() if line.strip() and not line.startswith("#")]
+        if block.startswith("#!"):  # a script for another program: only what it asks of us is tried
+            lines = [m[1] for line in lines if (m := re.search(r"(?:^|^exec |-- +)(onward .*)", line))]
+        found += lines
+    return found
 
 
 def page_ids(counts: dict[str, int]) -> list[str]:

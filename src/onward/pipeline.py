@@ -223,6 +223,9 @@ class Run:
             todo = "write `training.order: blocks` into the recipe, or add --set training.order=blocks"
             got, expected = self.recipe.training.order, "blocks: their order does not depend on later text"
             raise UserError("only blocks can be streamed", "training.order", got, expected, todo)
+        if self.start_workers is not None:
+            todo = "prepare with the other engine first (`onward prepare`), or leave --stream out"
+            raise UserError("a streamed corpus is prepared by the processes of this machine", "--engine", todo=todo)
         if read_manifest(self.planned_domain.folder) is not None:
             return
         from onward.corpus.background import Background

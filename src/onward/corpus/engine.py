@@ -38,15 +38,15 @@ class Pending(Protocol[ResultOut]):
     def result(self) -> ResultOut:
         """Wait for the worker and return what it made; raises WorkerLost when it was killed."""
 
+    def is_done(self) -> bool:
+        """Whether there is nothing to wait for; also where waiting is better than working elsewhere."""
+
 
 class Workers(Protocol[ChunkIn, ResultOut]):
     """Processes, here or elsewhere, that were told their work."""
 
     count: int
     """How many chunks they work on at one time."""
-
-    def are_ready(self) -> bool:
-        """Whether one has started."""
 
     def send(self, chunk: ChunkIn) -> Pending[ResultOut]:
         """Give a chunk to whichever is free next."""
@@ -82,8 +82,9 @@ def in_order(
     while waiting:
         try:
             with start(work) as workers:
-                while waiting and not workers.are_ready():
-                    # They take seconds to start; what is done here meanwhile need not wait for them.
+                # They take seconds to start and to load what a chunk needs; meanwhile the work is done here.
+                probe = workers.send(waiting[0])
+                while waiting and not probe.is_done():
                     yield waiting[0], work(waiting[0])
                     waiting.popleft()
                     waiting += islice(chunks, 0 if waiting else 1)
@@ -133,14 +134,13 @@ def processes(count: int | None) -> StartWorkers[Chunk, Result] | None:
 
         executor = ProcessPoolExecutor(number, initializer=_take_work, initargs=(work,))
         is_broken = False
-        workers: _Processes[Chunk, Result] = _Processes(executor, number)
         try:
-            yield workers
+            yield _Processes(executor, number)
         except (WorkerLost, KeyboardInterrupt, SystemExit):
             is_broken = True
             raise
         finally:  # after an early end the few chunks in flight are waited for: aborted workers fail now and then
-            executor.shutdown(kill_workers=is_broken or not workers.are_ready())
+            executor.shutdown(kill_workers=is_broken)
 
     return start
 
@@ -151,11 +151,6 @@ class _Processes(Generic[Chunk, Result]):
     def __init__(self, executor: "ProcessPoolExecutor", count: int) -> None:
         self.count = count
         self._executor = executor
-        self._first = executor.submit(_start)
-
-    def are_ready(self) -> bool:
-        is_done: bool = self._first.done()
-        return is_done
 
     def send(self, chunk: Chunk) -> Pending[Result]:
         return _Sent(self._executor, chunk)
@@ -171,6 +166,9 @@ class _Sent(Generic[Chunk, Result]):
             self._future = executor.submit(_do_work, chunk)
         except BrokenProcessPool as error:  # the one before it was killed while this one was sent
             self._error = error
+
+    def is_done(self) -> bool:
+        return self._error is not None or bool(self._future.done())
 
     def result(self) -> Result:
         if self._error is not None:
@@ -190,10 +188,6 @@ def _take_work(work: Callable[..., object]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one worker per core already
     _work = work
-
-
-def _start() -> None:
-    """Do nothing, in a worker that has started."""
 
 
 def _do_work(chunk: object) -> object:
