@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHUNKS_ALONE = 2
 """Chunks done before workers are started: starting them takes about as long."""
-IN_FLIGHT = 3
+IN_FLIGHT = 8
 """Chunks per worker that are waiting, being worked on, or done and not yet fetched."""
 IN_FLIGHT_BYTES = 256_000_000
 """Chunks with the workers hold no more than this and one chunk: a record may be a hundred times the usual chunk."""
