@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onward.artifact import building, disk_errors, find, fingerprint, flatten, read_manifest
+from onward.artifact import building, building_place, disk_errors, find, fingerprint, flatten, read_manifest
 from onward.errors import UserError
 
 MADE_FROM = {"corpus": {"seed": 1, "sources": ["a"]}, "length": 512}
@@ -91,3 +91,16 @@ def test_a_full_disk_says_how_much_is_free(tmp_path: Path) -> None:
 
 def test_flatten_keeps_lists_whole() -> None:
     assert flatten(MADE_FROM) == {"corpus.seed": 1, "corpus.sources": ["a"], "length": 512}
+
+
+def test_what_a_kill_leaves_of_a_manifest_is_no_part_of_the_artifact(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    aside = building_place(folder)
+    aside.mkdir()
+    (aside / "manifest.json").write_text("{")
+    (aside / ".manifest.json.part").write_text("{")
+    with building(folder, "kind", {"a": 1}, keep_partial=True) as place:
+        (place / "content").write_text("whole")
+    manifest = find(folder, {"a": 1})
+    assert manifest is not None
+    assert list(manifest.files) == ["content"]

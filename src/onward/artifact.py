@@ -142,7 +142,10 @@ def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial
 
 
 def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]) -> None:
-    (aside / MANIFEST).unlink(missing_ok=True)  # a kill may have come between this one's writing and the renaming
+    # A kill may have come while the manifest was written, or between that and the renaming.
+    (aside / MANIFEST).unlink(missing_ok=True)
+    for left in list(aside.rglob(".*.part")):
+        left.unlink()
     files = {}
     for path in sorted(p for p in aside.rglob("*") if p.is_file()):
         path.chmod(0o644 & ~_umask())  # safetensors writes for its owner alone; a released model is to be read

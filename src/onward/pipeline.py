@@ -235,6 +235,7 @@ class Run:
             todo = "run without --stream, or remove `domain` from general.duplicates.against"
             raise UserError("general text that is compared with the domain cannot come before it", todo=todo)
         prepared_general = self._general(None)
+        self._record(prepared_for=self._wanted)  # a kill may leave checkpoints before the corpora are there
         background = Background(self.planned_domain, self.workers)
         try:
             path = None if prepared_general is None else prepared_general.path

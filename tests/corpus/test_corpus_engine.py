@@ -1,8 +1,11 @@
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from onward.corpus import engine
@@ -89,3 +92,25 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
 def test_workers_that_are_killed_again_and_again_are_explained() -> None:
     with pytest.raises(UserError, match="killed again and again"):
         list(in_order(range(2000), Killed(), processes(2)))
+
+
+def test_a_chunk_of_a_quarter_gigabyte_holds_back_the_next_ones_only_until_it_is_done() -> None:
+    results = list(in_order(range(300), square, processes(2), lambda n: 10**9 if n % 50 == 5 else 0))
+    assert [n for n, _ in results] == list(range(300))
+
+
+def test_workers_end_with_a_caller_that_is_killed() -> None:
+    script = "import time\nfrom onward.corpus.engine import in_order, processes\n"
+    script += "for n, _ in in_order(range(10**6), time.sleep, processes(2), lambda n: 0): print(n, flush=True)\n"
+    script = script.replace("time.sleep,", "abs,")
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    children: list[psutil.Process] = []
+    while len(children) < 2 or all(child.cpu_times().user < 0.05 for child in children[:2]):
+        assert caller.stdout.readline()
+        children = [c for c in psutil.Process(caller.pid).children() if "loky" in " ".join(c.cmdline())]
+    caller.kill()
+    caller.stdout.close()
+    caller.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive

@@ -279,3 +279,8 @@ def test_the_documents_before_a_break_are_given_and_the_next_file_is_read(tmp_pa
     assert items[-2] == broken[0]
     assert isinstance(items[-1], Document)
     assert items[-1].text == "next"
+
+
+def test_places_of_records_in_a_list_are_counted_on_as_well() -> None:
+    assert list(Unreadable("f.json:[7]", "x", count=3).places()) == ["f.json:[7]", "f.json:[8]", "f.json:[9]"]
+    assert list(Unreadable("f.jsonl:7", "x", count=2).places()) == ["f.jsonl:7", "f.jsonl:8"]

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -61,6 +63,7 @@ def _prepare(preparation: Preparation, workers: int | None, messages: Connection
         os._exit(1)  # the parent was killed: nobody would read the blocks, and the next start wants their lock
 
     threading.Thread(target=follow, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that its workers end with it
     try:
         make(preparation, None, processes(workers))
     except UserError as error:

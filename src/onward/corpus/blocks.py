@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from onward.artifact import write_text
 from onward.corpus.contamination.table import CONTAMINATION
+from onward.corpus.duplicates.runs import flush_folder
 from onward.corpus.packing import Packing, PackingMode, pack
 from onward.corpus.tables import DOCUMENTS, DROPPED, DUPLICATES, HeldOutSpill, TableWriter
 from onward.corpus.tokenise import TokenIds
@@ -90,8 +91,10 @@ class BlockWriter:
 
 
 def save_state(folder: Path, number: int, state: dict[str, Any]) -> None:
-    """Declare a block finished."""
+    """Declare a block finished, once the names of its files are on the disk as well."""
+    flush_folder(folder)
     write_text(folder / STATE / block_name("block", number, "json"), orjson.dumps(state).decode())
+    flush_folder(folder / STATE)
 
 
 def finished_blocks(folder: Path) -> list[dict[str, Any]]:

@@ -42,11 +42,13 @@ class Unreadable:
     count: int = 1
 
     def places(self) -> Iterator[str]:
-        """Yield the place of every record: `path:7`, `path:8`, ..."""
+        """Yield the place of every record: `path:7`, `path:8`, ..., in a list `path:[7]`, `path:[8]`, ..."""
         yield self.where
         if self.count > 1:
             path, _, first = self.where.rpartition(":")
-            yield from (f"{path}:{number}" for number in range(int(first) + 1, int(first) + self.count))
+            form = "[{}]" if first.startswith("[") else "{}"
+            begin = int(first.strip("[]"))
+            yield from (f"{path}:{form.format(number)}" for number in range(begin + 1, begin + self.count))
 
 
 Item = Document | Unreadable

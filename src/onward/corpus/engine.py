@@ -6,6 +6,8 @@ the caller's own thread, so a failure while reading is the caller's.
 """
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -106,13 +108,15 @@ def _in_flight(
     """Send chunks and yield results; `waiting` holds the chunks without a result, so that nothing is lost."""
     sent = deque(workers.send(chunk) for chunk in waiting)
     weight = sum(map(weigh, waiting))
-    while waiting:
+    while True:
         while len(sent) < workers.count * IN_FLIGHT and weight < IN_FLIGHT_BYTES:
             if not (following := list(islice(chunks, 1))):
                 break
             waiting += following
             sent.append(workers.send(following[0]))
             weight += weigh(following[0])
+        if not sent:  # asked after the refill: one heavy chunk may have been all that was under way
+            return
         result = sent.popleft().result()
         weight -= weigh(waiting[0])
         yield waiting.popleft(), result
@@ -132,7 +136,7 @@ def processes(count: int | None) -> StartWorkers[Chunk, Result] | None:
     def start(work: Callable[[Chunk], Result]) -> Iterator[Workers[Chunk, Result]]:
         from loky import ProcessPoolExecutor
 
-        executor = ProcessPoolExecutor(number, initializer=_take_work, initargs=(work,))
+        executor = ProcessPoolExecutor(number, initializer=_take_work, initargs=(work, os.getpid()))
         is_broken = False
         try:
             yield _Processes(executor, number)
@@ -183,11 +187,19 @@ class _Sent(Generic[Chunk, Result]):
 _work: Callable[..., object] | None = None
 
 
-def _take_work(work: Callable[..., object]) -> None:
+def _take_work(work: Callable[..., object], caller: int) -> None:
     """Run in a worker as it starts: the work holds a tokenizer and an index of items, which travel once."""
     global _work
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one worker per core already
     _work = work
+
+
+def _end_with(caller: int) -> None:
+    """End this worker when its caller was killed; the queue that it waits at would keep it for ever."""
+    while os.getppid() == caller:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _do_work(chunk: object) -> object:

@@ -1,20 +1,33 @@
 """A corpus to prepare: its inputs listed, its artifact named, before any document is read."""
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import Folders, fingerprint, read_manifest
-from onward.corpus.reading.sources import Inputs, find_inputs
+from onward.artifact import Folders, fingerprint, flatten, read_manifest
+from onward.corpus.reading.formats import suffix_of
+from onward.corpus.reading.inputs import Inputs
+from onward.corpus.reading.sources import find_inputs
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Corpus
+from onward.recipe import Corpus, Duplicates
 from onward.tasks.questions import Question
 
 FORMAT = 2
 """Version of what this step writes; a new one makes old artifacts not match."""
 _SECTIONS = {"domain": "corpus"}
+_PACKAGES = {
+    ".html": "trafilatura",
+    ".htm": "trafilatura",
+    ".xhtml": "trafilatura",
+    ".epub": "trafilatura",
+    ".pdf": "pypdfium2",
+    ".docx": "mammoth",
+}
+"""What extracts the text of a format; another version of it may extract another text."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +87,11 @@ def plan_preparation(
         "inputs": {path: facts for inputs in training for path, facts in inputs.facts().items()},
         "held_out_inputs": {path: facts for inputs in held_out for path, facts in inputs.facts().items()},
     }
+    made_from["read_by"] = _readers((*training, *held_out), corpus)
     if looked_for is not None:
         made_from["items"] = looked_for.facts
     if corpus.duplicates is not None and corpus.duplicates.against:
-        made_from["against"] = [_fingerprint_of(Path(path)) for path in corpus.duplicates.against]
+        made_from["against"] = [_fingerprint_of(Path(path), corpus.duplicates) for path in corpus.duplicates.against]
     if corpus.self_replay is not None:
         assert model_fingerprint is not None, "sampled text depends on the model"
         made_from |= {"model": model_fingerprint, "seed": seed}
@@ -96,9 +110,27 @@ def plan_preparation(
     )
 
 
-def _fingerprint_of(folder: Path) -> str:
+def _readers(inputs: Sequence[Inputs], corpus: Corpus) -> dict[str, str]:
+    """Return the versions of what turns files into text, as far as these inputs need them."""
+    suffixes = {suffix_of(file.path) for each in inputs for file in each.files}
+    packages = {package for suffix, package in _PACKAGES.items() if suffix in suffixes}
+    if corpus.unicode == "repair":
+        packages.add("ftfy")
+    return {"unicode": unicodedata.unidata_version, **{name: version(name) for name in sorted(packages)}}
+
+
+def _fingerprint_of(folder: Path, duplicates: Duplicates) -> str:
+    """Return the fingerprint of another corpus; raises UserError when its documents cannot be compared with ours."""
     manifest = read_manifest(folder)
     if manifest is None:
         todo = "prepare it first, or remove it from duplicates.against"
         raise UserError("this is not a prepared corpus", str(folder), todo=todo)
+    prefix = "corpus.duplicates.near"
+    theirs = {name: value for name, value in manifest.made_from.items() if name.startswith(prefix)}
+    near = {} if duplicates.near is None else duplicates.near.model_dump(mode="json")
+    ours = flatten({prefix: near}) if near else {prefix: None}
+    if theirs != ours:
+        todo = "prepare both with the same duplicates.near"
+        got, expected = (", ".join(f"{k.removeprefix(prefix)[1:]} {v}" for k, v in d.items()) for d in (ours, theirs))
+        raise UserError("this corpus was compared in another way", str(folder), got, expected, todo)
     return manifest.fingerprint

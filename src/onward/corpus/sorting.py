@@ -96,7 +96,7 @@ class Sorter:
             end = begin + self._prefix(examined, begin)
             self._sort(examined, slice(begin, end))
             begin = end
-        read = count if not self.is_full else begin - 1
+        read = count if not self.is_full else begin - 1  # the histograms below still take in the whole batch
         self._take_unreadable([record for before, record in examined.unreadable if before <= read])
         self.histograms.merge(examined.histograms)
 
@@ -184,7 +184,7 @@ class Sorter:
 
     def _list_dropped(self, examined: Examined, rows: Rows, numbers: Rows, rule: str) -> None:
         assert self._block is not None
-        rows, numbers = self._still_listed(rule, rows), numbers
+        rows = self._still_listed(rule, rows)
         ids, sources, excerpts = _chosen(rows, examined.ids, examined.sources, examined.excerpts)
         self._block.dropped.add(numbers[: len(rows)], ids, sources, [rule] * len(rows), excerpts)
 

@@ -1,6 +1,8 @@
 """The tables beside the tokens: documents, what was dropped, duplicates, contamination, and the held-out text."""
 
+from array import array
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,35 +87,42 @@ class HeldOutSpill:
 def write_held_out(spills: Sequence[Path], to: Path) -> None:
     """Write held_out.parquet in ascending order of the hashes, so that a prefix is a stable random sample.
 
-    Memory holds 24 bytes for each document, and some megabytes of text.
+    Memory holds 32 bytes for each document, and some megabytes of text.
     """
-    places: list[tuple[int, int, int, int]] = []
+    places = _places(spills)
+    with closing(parquet.ParquetWriter(to, HELD_OUT, compression="zstd")) as writer:
+        rows: list[list[object]] = []
+        size = 0
+        for _, number, at, length in places[np.lexsort((places["at"], places["block"], places["order"]))].tolist():
+            with open(spills[number], "rb") as file:  # opened for each: there may be more blocks than files allowed
+                file.seek(at)
+                rows.append(orjson.loads(file.read(length)))
+            size += length
+            if len(rows) >= 4096 or size >= 16_000_000:
+                writer.write_table(_held_out_table(rows))
+                rows, size = [], 0
+        writer.write_table(_held_out_table(rows))
+
+
+def _places(spills: Sequence[Path]) -> NDArray[np.void]:
+    """Return where each waiting document lies: its order, its block, the place and the length of its content."""
+    columns = [array("Q") for _ in range(4)]
     for number, path in enumerate(spills):
         with open(path, "rb") as file:
-            at = 0
             while head := file.read(16):
-                order, size = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
-                places.append((order, number, at + 16, size))
-                at += 16 + size
-                file.seek(at)
-    places.sort()
-    writer = parquet.ParquetWriter(to, HELD_OUT, compression="zstd")
-    files = [open(path, "rb") for path in spills]
-    try:
-        rows: list[list[object]] = []
-        characters = 0
-        for _, number, at, size in [*places, (0, -1, 0, 0)]:
-            if number >= 0:
-                files[number].seek(at)
-                rows.append(orjson.loads(files[number].read(size)))
-                characters += size
-            if number < 0 or len(rows) >= 4096 or characters >= 16_000_000:
-                columns = list(zip(*rows, strict=True)) or [()] * len(HELD_OUT)
-                writer.write_table(
-                    pa.table([pa.array(c, f.type) for c, f in zip(columns, HELD_OUT, strict=True)], schema=HELD_OUT)
-                )
-                rows, characters = [], 0
-    finally:
-        for file in files:
-            file.close()
-        writer.close()
+                length = int.from_bytes(head[8:], "little")
+                facts = (int.from_bytes(head[:8], "little"), number, file.tell(), length)
+                for column, fact in zip(columns, facts, strict=True):
+                    column.append(fact)
+                file.seek(length, 1)
+    names = ("order", "block", "at", "length")
+    places = np.empty(len(columns[0]), dtype=[(name, np.uint64) for name in names])
+    for name, column in zip(names, columns, strict=True):
+        places[name] = np.frombuffer(column, dtype=np.uint64) if column else 0
+    return places
+
+
+def _held_out_table(rows: list[list[object]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(HELD_OUT)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, HELD_OUT, strict=True)]
+    return pa.table(arrays, schema=HELD_OUT)

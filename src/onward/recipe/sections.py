@@ -66,13 +66,15 @@ class Duplicates(Section):
     """Which repeated documents are dropped; of those alike the first one read is kept."""
 
     exact: bool = True
-    """Drop a document whose normalised text (NFC, lower case, single spaces) was read before."""
+    """Drop a document whose normalised text (NFC, lower case, single spaces) was read before. To keep equal texts,
+    switch `near` off as well: they are near, too."""
     near: NearDuplicates | None = NearDuplicates()  # type: ignore[call-arg]
     """Drop a document much like one that is kept or held out; null: off."""
     covered: Share | None = Fraction(1, 2)
     """Drop a document when this share of its passages (runs of 8 words) was read before, in one or many; null: off."""
     against: tuple[str, ...] = ()
-    """Prepared corpora (folders) whose documents count as read before; `domain` (in `general`): this run's domain."""
+    """Prepared corpora (folders) whose documents count as read before, for exact and near duplicates; `domain` (in
+    `general`): this run's domain."""
 
 
 class Contamination(Section):

@@ -7,6 +7,7 @@ from onward.corpus import documents
 from onward.corpus.documents import Fields, Item, Unreadable
 from onward.corpus.reading import pieces
 from onward.corpus.reading.inputs import InputFile
+from onward.corpus.reading.lines import MAXIMUM_RECORD_BYTES
 from onward.corpus.reading.pieces import Bad, Cut, Given, Position, Rows, failed, together
 from onward.corpus.reading.streams import open_raw
 
@@ -34,6 +35,10 @@ def cut_rows(file: InputFile, shown: str, fields: Fields, start: Position) -> Cu
             wanted = [name for name in names if name in ("id", fields.text, fields.group)]
             for first, batch in _batches(table, wanted, start.record):
                 row = first + batch.num_rows
+                if batch.nbytes > MAXIMUM_RECORD_BYTES:  # a single row: longer batches were halved
+                    bad = Unreadable(f"{shown}:{row}", documents.too_long(MAXIMUM_RECORD_BYTES))
+                    yield Given((bad,)), Position(start.file, record=row)
+                    continue
                 yield Rows(shown, first + 1, _as_stream(batch)), Position(start.file, record=row)
         except (pa.ArrowException, OSError):
             yield failed(f"{shown}:{row + 1}", documents.BROKEN_PARQUET, start)
