@@ -70,8 +70,9 @@ class Duplicates(Section):
     switch `near` off as well: they are near, too."""
     near: NearDuplicates | None = NearDuplicates()  # type: ignore[call-arg]
     """Drop a document much like one that is kept or held out; null: off."""
-    covered: Share | None = Fraction(1, 2)
-    """Drop a document when this share of its passages (runs of 8 words) was read before, in one or many; null: off."""
+    covered: Share | None = None
+    """Drop a document when this share of its passages (runs of 8 words) was read before, in one or many (50%);
+    null: off, since it drops most documents that are filled into a template."""
     against: tuple[str, ...] = ()
     """Prepared corpora (folders) whose documents count as read before, for exact and near duplicates; `domain` (in
     `general`): this run's domain."""
