@@ -16,6 +16,7 @@ from onward.batches import plan_batches
 from onward.corpus.engine import processes
 from onward.corpus.preparation import Items, Preparation, plan_preparation
 from onward.corpus.prepare import PreparedCorpus, make
+from onward.corpus.reading.sources import find_inputs
 from onward.environment import describe_environment
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe, resolve
@@ -106,6 +107,7 @@ class Run:
     @cached_property
     def corpora(self) -> Corpora:
         """Prepared domain and general text."""
+        self._check_sources()
         prepared = self._make(self.planned_domain)
         general = self.recipe.general
         if general is not None and general.self_replay is not None:
@@ -203,6 +205,13 @@ class Run:
         # Short samples leave padding; a tenth more keeps the repetition under its cap.
         return max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)
 
+    def _check_sources(self) -> None:
+        """Find a mistyped source of the general text before the domain is prepared; raises UserError."""
+        general = self.recipe.general
+        if general is not None:
+            for source in (*general.sources, *general.held_out.sources):
+                find_inputs(source)
+
     def _check_evaluation(self) -> None:
         """Find a misspelt task or a missing data folder before hours are spent; raises UserError."""
         evaluation = self.recipe.evaluation
@@ -237,10 +246,13 @@ class Run:
         prepared_general = self._general(None)
         self._record(prepared_for=self._wanted)  # a kill may leave checkpoints before the corpora are there
         background = Background(self.planned_domain, self.workers)
+        self.progress.note("the domain is prepared beside the training, which begins on its first finished block")
         try:
             path = None if prepared_general is None else prepared_general.path
             self._train(1, self.planned_domain.folder, path, background.check)
             prepared = background.result()
+            kept, tokens = prepared.ledger.kept.documents, prepared.ledger.kept_tokens
+            self.progress.note(f"the domain is prepared: {kept:,} documents kept, {tokens:,} tokens")
         finally:
             background.stop()
         self.corpora = self._with_corpora(prepared, prepared_general)

@@ -68,7 +68,8 @@ def test_more_bad_lines_than_allowed_are_an_error(attempt: Callable[..., Prepare
         "  where     data.jsonl:99: unreadable: not UTF-8; data.jsonl:100: unreadable: broken JSON\n"
         "  got       2 of 100 (2%)\n"
         "  expected  at most 1%\n"
-        "  do        mend or remove them, or raise general.maximum_unreadable; fewer are counted and passed over"
+        "  do        give the source its encoding (`encoding: cp1252`); mend or remove them, or raise "
+        "general.maximum_unreadable; fewer are counted and passed over"
     )
     assert attempt(b"\n".join([*good(98), b"}", b"{"]), maximum_unreadable="2%").ledger.kept.documents == 98
 
@@ -141,7 +142,7 @@ def test_a_truncated_file_is_counted(attempt: Callable[..., PreparedCorpus], tmp
         ("bad.jsonl", b'{"body": "x"}', ":1", "no field `text`"),
         ("bad.jsonl", b'{"text": "' + b"\\u0000x" * 9 + b'"}', ":1", "binary content"),
         ("bad.jsonl", b'["x"]', ":1", "not a JSON object"),
-        ("bad.jsonl.gz", gzip.compress(b"{}")[:-9], ":1", "truncated file"),
+        ("bad.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], ":1", "truncated file"),
         ("bad.jsonl.zst", zstandard.ZstdCompressor().compress(b"{}")[:-2], ":1", "truncated file"),
         ("bad.txt.zst", b"no zstd", "", "damaged compression"),
         ("bad.txt", "Grüße".encode("latin-1"), "", "not UTF-8"),

@@ -76,7 +76,7 @@ def test_the_kept_text_comes_back_as_json_lines(
         content = zstandard.ZstdDecompressor().stream_reader(content).read()
     assert [json.loads(line) for line in content.decode().splitlines()] == records(BLOCKS)
     assert [path.name for path in to.parent.iterdir()] == [name]
-    assert exported.outcome("documents") == f"7 documents in {to} (1 files, 0.0 MB)"
+    assert exported.outcome("documents") == f"7 documents in {to} (1 file, 0.0 MB)"
 
 
 def test_the_kept_text_comes_back_as_parquet_one_file_for_each_block(

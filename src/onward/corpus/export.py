@@ -60,7 +60,8 @@ class Exported:
 
     def outcome(self, noun: str) -> str:
         """Say in one or two sentences what was written and whether it is what was kept."""
-        said = f"{self.rows:,} {noun} in {self.path} ({self.files:,} files, {self.bytes / 1e6:.1f} MB)"
+        files = f"{self.files:,} file" + "s" * (self.files != 1)
+        said = f"{self.rows:,} {noun} in {self.path} ({files}, {self.bytes / 1e6:.1f} MB)"
         if not self.different:
             return said
         names = ", ".join(self.first_different)

@@ -95,7 +95,9 @@ def find_corpora(place: str, runs: Path) -> dict[str, Path]:
         todo = "run `onward prepare` again: it goes on where it stopped"
         raise UserError("this corpus is still being prepared, or its preparation was interrupted", place, todo=todo)
     run = path
-    if not path.exists() and not path.suffix and len(path.parts) > 1:
+    from onward.recipe.loading import PACKAGED
+
+    if not path.exists() and not path.suffix and place not in PACKAGED:
         raise UserError("there is no such folder", place, expected=_EXPECTED)
     if not path.is_dir():
         from onward.recipe import load_recipe

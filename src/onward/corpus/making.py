@@ -12,7 +12,7 @@ from typing import Any
 from onward.artifact import write_json
 from onward.corpus import blocks
 from onward.corpus.contamination.index import ItemIndex, build_index
-from onward.corpus.documents import Document, Fields, no_field
+from onward.corpus.documents import NO_TEXT_IN_PDF, NOT_UTF8, Document, Fields, no_field
 from onward.corpus.duplicates.seen import Seen
 from onward.corpus.engine import StartWorkers, in_order
 from onward.corpus.examine import Examined, Rules, Task, examine
@@ -34,6 +34,11 @@ HOPELESS_RECORDS = 1000
 """When so many records are read and none was readable, reading stops: the rest will be the same."""
 SEEN_FILE = "seen.npy"
 """Keys of all documents, for corpora that are deduplicated against this one."""
+_ADVICE = {
+    NOT_UTF8: "give the source its encoding (`encoding: cp1252`)",
+    NO_TEXT_IN_PDF: "run OCR over scanned pages",
+    "unreadable: password-protected": "remove the passwords",
+}
 _SAMPLE_DOCUMENTS = 200
 """Documents on which a fast tokenizer must equal the reference before it is used."""
 
@@ -187,7 +192,8 @@ def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: Preparatio
         return
     for source in (*job.corpus.sources, *job.corpus.held_out.sources):
         if tally.dropped.get(no_field(source.text)) == tally.read:
-            close = nearest(source.text, list(fields)) or next(iter(fields), None)
+            # A guess that is wrong (`id`) would be trained on, so there is none without a reason.
+            close = nearest(source.text, list(fields)) or ("text" if "text" in fields else None)
             raise UserError(
                 f"no record has the field `{source.text}`",
                 tally.unreadable[0].rpartition(": unreadable")[0],
@@ -195,12 +201,18 @@ def _refuse_unreadable(tally: Tally, fields: Mapping[str, None], job: Preparatio
                 todo=f"name the field that holds the document: `text: {close}`" if close else None,
             )
     share = format_share(Fraction(round(1000 * tally.num_unreadable / tally.read.documents), 1000))
+    advice = [text for reason, text in _ADVICE.items() if any(rule.startswith(reason) for rule in tally.dropped)]
     raise UserError(
         "too many records cannot be read",
         "; ".join(tally.unreadable[:5]),
         f"{tally.num_unreadable:,} of {tally.read.documents:,} ({share})",
         f"at most {format_share(limit)}",
-        f"mend or remove them, or raise {job.section}.maximum_unreadable; fewer are counted and passed over",
+        "; ".join(
+            [
+                *advice,
+                f"mend or remove them, or raise {job.section}.maximum_unreadable; fewer are counted and passed over",
+            ]
+        ),
     )
 
 

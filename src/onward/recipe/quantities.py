@@ -45,7 +45,8 @@ def parse_share(value: object) -> Fraction:
         raise ValueError(f"unknown unit '{suffix}': a share is written 5% or 0.05")
     share = Fraction(number) / (100 if suffix == "%" else 1)
     if share > 1:
-        raise ValueError(f"{value} is more than the whole; did you mean {value}%?")
+        hint = "at most 100%" if suffix == "%" else f"did you mean {value}%?"
+        raise ValueError(f"{value} is more than the whole; {hint}")
     return share
 
 

@@ -141,7 +141,8 @@ class Corpus(Section):
     block_tokens: Tokens = 16_000_000
     """Kept tokens after which a block is packed and finished: what a kill cannot undo, and what streaming waits for."""
     tokens: Tokens | None = None
-    """Stop reading after this many kept tokens; null: as many as the stages need.
+    """Stop reading after this many kept tokens; null: as many as the stages need, and enough for the held-out sample
+    (evaluation.held_out_tokens / held_out.share: 100M for 1M at 1%).
     Set it where stages may be added later: more text would be another corpus, with other batches."""
     maximum_unreadable: Share = Fraction(1, 100)
     """More unreadable records than this share of those read is an error; fewer are counted in the ledger."""
