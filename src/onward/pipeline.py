@@ -107,8 +107,9 @@ class Run:
     @cached_property
     def corpora(self) -> Corpora:
         """Prepared domain and general text."""
+        planned = self.planned_domain
         self._check_sources()
-        prepared = self._make(self.planned_domain)
+        prepared = self._make(planned)
         general = self.recipe.general
         if general is not None and general.self_replay is not None:
             check_domain(self.recipe, prepared)

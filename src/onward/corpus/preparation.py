@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.artifact import Folders, fingerprint, flatten, read_manifest
-from onward.corpus.reading.formats import suffix_of
+from onward.corpus.reading.formats import PACKAGES, suffix_of
 from onward.corpus.reading.inputs import Inputs
 from onward.corpus.reading.sources import find_inputs
 from onward.errors import UserError
@@ -19,15 +19,6 @@ from onward.tasks.questions import Question
 FORMAT = 2
 """Version of what this step writes; a new one makes old artifacts not match."""
 _SECTIONS = {"domain": "corpus"}
-_PACKAGES = {
-    ".html": "trafilatura",
-    ".htm": "trafilatura",
-    ".xhtml": "trafilatura",
-    ".epub": "trafilatura",
-    ".pdf": "pypdfium2",
-    ".docx": "mammoth",
-}
-"""What extracts the text of a format; another version of it may extract another text."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +102,12 @@ def plan_preparation(
 
 
 def _readers(inputs: Sequence[Inputs], corpus: Corpus) -> dict[str, str]:
-    """Return the versions of what turns files into text, as far as these inputs need them."""
+    """Return the versions of what turns files into text, as far as these inputs need them.
+
+    Another version of a library that extracts text may extract another text.
+    """
     suffixes = {suffix_of(file.path) for each in inputs for file in each.files}
-    packages = {package for suffix, package in _PACKAGES.items() if suffix in suffixes}
+    packages = {package for suffix, package in PACKAGES.items() if suffix in suffixes}
     if corpus.unicode == "repair":
         packages.add("ftfy")
     return {"unicode": unicodedata.unidata_version, **{name: version(name) for name in sorted(packages)}}

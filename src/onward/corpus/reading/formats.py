@@ -19,7 +19,7 @@ MAXIMUM_PAGE_BYTES = 16_000_000
 """Longer HTML is not read: its tree takes some twenty times its size."""
 _EXTRACTION_WEIGHT = 8
 """A page costs a worker so many times what a text of its size costs; chunks of pages are smaller by that."""
-_PACKAGES = {
+PACKAGES = {
     ".html": "trafilatura",
     ".htm": "trafilatura",
     ".xhtml": "trafilatura",
@@ -27,6 +27,7 @@ _PACKAGES = {
     ".pdf": "pypdfium2",
     ".docx": "mammoth",
 }
+"""What extracts the text of a format."""
 
 
 def suffix_of(path: str) -> str:
@@ -51,6 +52,6 @@ def weight_of(path: str, size_bytes: int) -> int:
 def require_packages(paths: list[str]) -> None:
     """Raise UserError when one of these files needs a package that is not installed."""
     for path in paths:
-        if (package := _PACKAGES.get(suffix_of(path))) and find_spec(package) is None:
+        if (package := PACKAGES.get(suffix_of(path))) and find_spec(package) is None:
             todo = "pip install 'onward[documents]', or leave such files out by a glob, e.g. `path: folder/*.txt`"
             raise UserError(f"{suffix_of(path)} files need the package {package}", path, todo=todo)
