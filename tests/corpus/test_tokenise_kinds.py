@@ -35,7 +35,7 @@ def without_bytes(tokenizer: LoadedTokenizer, *missing: str) -> LoadedTokenizer:
     return replace(tokenizer, json=json.dumps(content))
 
 
-def check(texts: list[str], tokenizer: LoadedTokenizer) -> None:
+def assert_as_the_reference(texts: list[str], tokenizer: LoadedTokenizer) -> None:
     engine = choose_engine(tokenizer, [])
     assert (engine.name, engine.exceptions) == ("gigatoken", "")
     encoded = encode(texts, tokenizer, engine)
@@ -61,7 +61,7 @@ def test_digits_apart(digits: LoadedTokenizer, tiny_tokenizer: LoadedTokenizer) 
         "no",
     ]
     texts += [*difficult_texts(), *list(texts_by_character().values())[::20], "0123456789", ""]
-    check(texts, digits)
+    assert_as_the_reference(texts, digits)
     plain = tiny_tokenizer.encode_batch(["in 2024"])[0]
     assert len(plain) < len(digits.encode_batch(["in 2024"])[0]) == 6
 
@@ -69,7 +69,7 @@ def test_digits_apart(digits: LoadedTokenizer, tiny_tokenizer: LoadedTokenizer) 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.lists(st.text(st.sampled_from("a 19.\n\u00b2\u00e9\u0663\u8a9e"), max_size=12), max_size=6))
 def test_digits_apart_wherever_they_stand(digits: LoadedTokenizer, texts: list[str]) -> None:
-    check(texts, digits)
+    assert_as_the_reference(texts, digits)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_bytes_without_a_token_are_left_to_the_reference(tiny_tokenizer: LoadedT
     lacking = without_bytes(tiny_tokenizer, "Q", "\u00c3", "\u00a9")
     texts = ["plain", "thQe", "", "caf\u00e9s", "Q", "more"]
     assert lacking.encode_batch(["thQe"]) == lacking.encode_batch(["the"])
-    check([*texts, *difficult_texts()], lacking)
+    assert_as_the_reference([*texts, *difficult_texts()], lacking)
     live = open_gigatoken(lacking.json, "")
     ids, starts = live.encode([text.encode() for text in texts])
     assert live.with_foreign(ids, starts) == [1, 3, 4]
@@ -105,7 +105,7 @@ def test_bytes_without_a_token_are_left_to_the_reference(tiny_tokenizer: LoadedT
 def test_a_tokenizer_trained_at_home(shared_data: Path) -> None:
     text = (shared_data / "tokenizers/tiny_torchtune/tiny_bpe_tokenizer.json").read_text(encoding="utf-8")
     texts = ["some words, and 12 numbers", "\u00e9\u8a9e", "", *difficult_texts()]
-    check(texts, LoadedTokenizer(text, 2000, None, 2000, None, 2003, "torchtune"))
+    assert_as_the_reference(texts, LoadedTokenizer(text, 2000, None, 2000, None, 2003, "torchtune"))
 
 
 def test_a_llama_style_sentencepiece_tokenizer(tmp_path: Path, repository: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_llama_style_sentencepiece_tokenizer(tmp_path: Path, repository: Path)
     )  # fmt: skip
     text = load_sentencepiece(tmp_path).backend_tokenizer.to_str()
     tokenizer = LoadedTokenizer(text, 2, None, 1, 0, 1500, "sentencepiece")
-    check(
+    assert_as_the_reference(
         ["def f(x):", "", "  two <s> </s>", *difficult_texts(), *list(texts_by_character().values())[::20]], tokenizer
     )
     live = open_gigatoken(text, "")

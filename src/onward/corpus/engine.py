@@ -161,6 +161,8 @@ class _Processes(Generic[Chunk, Result]):
 
 
 class _Sent(Generic[Chunk, Result]):
+    """A chunk given to the pool; a pool that is broken already shows when the result is asked for."""
+
     def __init__(self, executor: "ProcessPoolExecutor", chunk: Chunk) -> None:
         from loky.process_executor import BrokenProcessPool
 

@@ -109,6 +109,8 @@ class _RayWorkers(Generic[Chunk, Result]):
 
 
 class _Sent(Generic[Result]):
+    """A chunk given to the cluster, as a reference to what will come of it."""
+
     def __init__(self, ray: Any, reference: Any) -> None:
         self._ray, self._reference = ray, reference
 
