@@ -12,13 +12,11 @@ from onward.recipe.sections import (
     HeldOut,
     Model,
     NearDuplicates,
-    Optimizer,
     Recipe,
-    Schedule,
     SelfReplay,
     Source,
-    Training,
 )
+from onward.recipe.training import Guard, Optimizer, Schedule, Training
 
 __all__ = [
     "TASKS",
@@ -26,6 +24,7 @@ __all__ = [
     "Corpus",
     "Duplicates",
     "Evaluation",
+    "Guard",
     "HeldOut",
     "Model",
     "NearDuplicates",

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 _TOKEN_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_BYTE_SUFFIX = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _TIME_SUFFIX = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NUMBER = re.compile(r"^\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*([A-Za-z%]*)\s*$")
 
@@ -48,6 +49,16 @@ def parse_share(value: object) -> Fraction:
         hint = "at most 100%" if suffix == "%" else f"did you mean {value}%?"
         raise ValueError(f"{value} is more than the whole; {hint}")
     return share
+
+
+def parse_bytes(value: object) -> object:
+    """Read an amount of memory: `16GB`, `512MB`, `80GiB`; `auto` stays. Raises ValueError on another unit."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    number, suffix = _split(value, "16GB or auto")
+    if suffix not in _BYTE_SUFFIX:
+        raise ValueError(f"unknown unit '{suffix}': memory is written with MB, GB or GiB (16GB)")
+    return int(number * _BYTE_SUFFIX[suffix])
 
 
 def parse_seconds(value: object) -> float:

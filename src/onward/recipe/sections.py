@@ -2,15 +2,15 @@
 
 import codecs
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from onward.recipe.quality import PAPER, Quality, from_presets
-from onward.recipe.quantities import Seconds, Share, Tokens
+from onward.recipe.quantities import Share, Tokens
 from onward.recipe.section import Section
+from onward.recipe.training import Training
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "piqa")
 """The seven benchmarks of arXiv 2504.09687, by their lm-evaluation-harness names."""
@@ -161,122 +161,6 @@ class Corpus(Section):
     def _has_documents(self) -> Self:
         if not self.sources and self.self_replay is None:
             raise ValueError("no documents: `sources` is empty")
-        return self
-
-
-class Schedule(Section):
-    """The learning rate over steps, a pure function of the step."""
-
-    kind: Literal["cosine", "wsd", "constant", "infinite"] = "cosine"
-    """cosine; wsd: constant, then a 1-sqrt cooldown (2405.18392); constant; infinite (2403.08763)."""
-    horizon: Literal["stage", "run"] = "stage"
-    """stage: decay to the end of every stage and re-warm, so each stage's checkpoint is releasable; run: decay once."""
-    warmup: Share = Fraction(2, 100)
-    """Linear warm-up over this share of the horizon."""
-    minimum: Share = Fraction(1, 10)
-    """Final learning rate as a share of the peak."""
-    cooldown: Share = Fraction(2, 10)
-    """wsd and infinite: share of the horizon spent in the final cooldown or annealing."""
-
-
-class Optimizer(Section):
-    """AdamW; no weight decay on norms and biases."""
-
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak learning rate; 3e-5 to 3e-4 for 100M-1B models and 0.4-1B tokens."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the first and second moment."""
-    epsilon: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay towards zero."""
-    clip_norm: float | None = Field(1.0, gt=0)
-    """Clip the global gradient norm here; null: off."""
-
-
-class Forgetting(Section):
-    """What keeps the general ability while the domain is learned."""
-
-    replay: Share | None = Fraction(5, 100)
-    """Share of the packed sequences that comes from `general`, exact in every window of steps; null: none."""
-
-    @field_validator("replay")
-    @classmethod
-    def _leaves_domain(cls, share: Fraction | None) -> Fraction | None:
-        if share is not None and not 0 < share < 1:
-            raise ValueError("replay must be above 0% and below 100%; write null for none")
-        return share
-
-
-class Training(Section):
-    """How the model is trained."""
-
-    stages: tuple[Tokens, ...] = (400_000_000, 1_000_000_000)
-    """Cumulative tokens at the end of each stage; each end leaves a releasable checkpoint."""
-    sequence_tokens: int = Field(2000, ge=8)
-    """Length of a packed sequence."""
-    batch_tokens: Tokens = 128_000
-    """Tokens of a step (global batch), rounded down to whole sequences."""
-    micro_batch_sequences: int | Literal["auto"] = "auto"
-    """Sequences per forward pass; it changes speed and memory, never the mathematics."""
-    maximum_repetition: float = Field(4.0, gt=0)
-    """How often a source may be passed over; up to 4 is about as good as fresh text (Muennighoff et al.)."""
-    optimizer: Optimizer = Optimizer()  # type: ignore[call-arg]
-    """AdamW's settings."""
-    schedule: Schedule = Schedule()
-    """The learning-rate curve."""
-    forgetting: Forgetting = Forgetting()
-    """Remedies against forgetting."""
-    order: Literal["corpus", "blocks"] = "corpus"
-    """corpus: sequences in one random order over all the text; blocks: block after block, random within each, so that
-    training may start on the first finished block (`onward run --stream`)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Compute precision; master weights are always fp32. auto: bf16 where the device computes it natively."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    loss_chunk_tokens: int | Literal["auto"] = "auto"
-    """Positions whose logits exist at one time; it changes speed and memory, never the mathematics."""
-    checkpoint_tokens: Tokens | None = None
-    """Save a resumable state every so many tokens; null: twenty times per run."""
-    checkpoint_seconds: Seconds | None = 1800.0
-    """Save also when so long has passed since the last state (30m); null: by tokens only."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """How many resumable states between stage ends are kept."""
-    tensorboard: bool = False
-    """Also write TensorBoard files (needs the `tensorboard` package)."""
-
-    @field_validator("stages")
-    @classmethod
-    def _increasing(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
-        if not stages or any(later <= earlier for earlier, later in pairwise(stages)):
-            raise ValueError("stages are cumulative: at least one, each larger than the one before (400M, 1B)")
-        return stages
-
-    @field_validator("micro_batch_sequences", "loss_chunk_tokens")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("at least one, or auto")
-        return value
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> Self:
-        problems = []
-        step_tokens = self.batch_tokens // self.sequence_tokens * self.sequence_tokens
-        if step_tokens == 0:
-            problems.append(
-                f"batch_tokens ({self.batch_tokens}) holds no whole sequence of {self.sequence_tokens} tokens"
-            )
-        else:
-            steps = [-(-tokens // step_tokens) for tokens in self.stages]
-            if any(later <= earlier for earlier, later in pairwise(steps)):
-                problems.append(f"two stages end at the same step of {step_tokens} tokens")
-        if self.stages[0] < step_tokens:
-            problems.append(f"the first stage ({self.stages[0]} tokens) is shorter than a step ({step_tokens})")
-        if self.schedule.kind in ("wsd", "infinite") and self.schedule.warmup + self.schedule.cooldown > 1:
-            problems.append("schedule: warm-up and cooldown together are more than the whole")
-        if problems:
-            raise ValueError("; ".join(problems))
         return self
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from onward.errors import UserError
 from onward.recipe.loading import recipe_from_mapping
 from onward.recipe.quantities import format_tokens
-from onward.recipe.sections import Training
+from onward.recipe.training import Training
 
 _SAMPLED = {"self_replay": {}, "quality": "none", "held_out": {"share": "10%"}}
 """General text when none is given: the base's own samples, without rules made for web pages."""

@@ -8,6 +8,11 @@ from onward.recipe import Training
 
 COST_KNOBS = (
     "micro_batch_sequences",
+    "memory",
+    "sharding",
+    "offload",
+    "compile",
+    "background_checkpoints",
     "gradient_checkpointing",
     "loss_chunk_tokens",
     "checkpoint_tokens",
