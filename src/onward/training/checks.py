@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from onward.batches import NO_TARGET, Batch
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
-from onward.training.network import ATTENTION, Network
+from onward.training.learner import Learner
+from onward.training.network import Rows
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Relative difference of the losses; bf16 keeps 8 bits, fp32 kernels differ in the order of sums."""
@@ -32,20 +33,25 @@ class StartChecks:
     labelled_tokens: int
 
 
-def check_start(network: Network, batch: Batch, tokenizer: LoadedTokenizer, precision: torch.dtype) -> StartChecks:
-    """Check the first rows of the first batch against the base model; raises UserError when a check fails."""
+def check_start(
+    learner: Learner, base_loss_nats: float, batch: Batch, tokenizer: LoadedTokenizer, precision: torch.dtype
+) -> StartChecks:
+    """Check some rows of the first batch against the base model; raises UserError when a check fails.
+
+    base_loss_nats: `loss_of_documents` of the same rows, taken before the model was prepared for training. Every rank
+    checks the same rows.
+    """
     ended = _check_tokens(batch, tokenizer)
-    with torch.no_grad():
-        packed = float(network.summed_loss(batch)) / batch.labelled_tokens
-        difference = _isolation(network, batch, tokenizer.vocabulary_size)
-        base = _loss_of_documents(network.model, batch)
-    if not abs(packed - base) <= _TOLERANCE[precision] * base:
-        got, expected = f"{packed:.5f} nats per token", f"{base:.5f}, the base model's own loss on the same documents"
+    packed = float(learner.evaluate(Rows.of(batch))) / batch.labelled_tokens
+    difference = _isolation(learner, batch, tokenizer.vocabulary_size)
+    if not abs(packed - base_loss_nats) <= _TOLERANCE[precision] * base_loss_nats:
+        got = f"{packed:.5f} nats per token"
+        expected = f"{base_loss_nats:.5f}, the base model's own loss on the same documents"
         raise UserError("the loss before the first update is not the base model's", "start-of-run check", got, expected)
     if difference is not None and difference > _TOLERANCE[precision]:
         got = f"hidden states moved by {difference:.2e} of their size"
         raise UserError("documents in one sequence see each other", "start-of-run check", got, "no change")
-    return StartChecks(packed, base, difference, ended, batch.labelled_tokens)
+    return StartChecks(packed, base_loss_nats, difference, ended, batch.labelled_tokens)
 
 
 def _check_tokens(batch: Batch, tokenizer: LoadedTokenizer) -> int:
@@ -64,7 +70,7 @@ def _check_tokens(batch: Batch, tokenizer: LoadedTokenizer) -> int:
     return int(ends)
 
 
-def _isolation(network: Network, batch: Batch, vocabulary_size: int) -> float | None:
+def _isolation(learner: Learner, batch: Batch, vocabulary_size: int) -> float | None:
     """Replace the very first document by other tokens; return how far all others, in every row, moved.
 
     None when the rows hold no other document.
@@ -72,26 +78,26 @@ def _isolation(network: Network, batch: Batch, vocabulary_size: int) -> float | 
     changed_BT = np.zeros_like(batch.documents_BT, dtype=bool)
     changed_BT[0] = batch.documents_BT[0] == 0
     changed = replace(batch, ids_BT=np.where(changed_BT, (batch.ids_BT + 1) % vocabulary_size, batch.ids_BT))
-    others = torch.from_numpy((batch.documents_BT >= 0) & ~changed_BT).view(-1).to(network.device)
+    others = torch.from_numpy((batch.documents_BT >= 0) & ~changed_BT).view(-1)
     if not others.any():
         return None
-    before, after = (network.hidden(b)[others].float() for b in (batch, changed))
+    before, after = (learner.evaluate(Rows.of(b), hidden_only=True).cpu()[others].float() for b in (batch, changed))
     return float((before - after).abs().max() / before.abs().max())
 
 
-def _loss_of_documents(model: Any, batch: Batch) -> float:
-    """Mean loss over the same targets by the model's own forward pass in fp32, one document piece at a time."""
-    model.set_attn_implementation("sdpa")
+@torch.no_grad()
+def loss_of_documents(model: Any, batch: Batch) -> float:
+    """Mean loss in nats over a batch's targets by the model's own forward pass in fp32, one document piece at a time.
+
+    It knows nothing of packing: what the training step must reproduce before its first update.
+    """
     total, count = 0.0, 0
     device = next(model.parameters()).device
-    try:
-        for row in range(len(batch.ids_BT)):
-            for piece in range(batch.documents_BT[row].max() + 1):
-                inside = batch.documents_BT[row] == piece
-                ids, labels = (torch.from_numpy(x[row][inside]).to(device) for x in (batch.ids_BT, batch.labels_BT))
-                logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
-                total += float(F.cross_entropy(logits, labels, ignore_index=NO_TARGET, reduction="sum"))
-                count += int((labels != NO_TARGET).sum())
-    finally:
-        model.set_attn_implementation(ATTENTION)
+    for row in range(len(batch.ids_BT)):
+        for piece in range(batch.documents_BT[row].max() + 1):
+            inside = batch.documents_BT[row] == piece
+            ids, labels = (torch.from_numpy(x[row][inside]).to(device) for x in (batch.ids_BT, batch.labels_BT))
+            logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
+            total += float(F.cross_entropy(logits, labels, ignore_index=NO_TARGET, reduction="sum"))
+            count += int((labels != NO_TARGET).sum())
     return total / count

@@ -22,6 +22,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
         chunk: int,
+        softcap: float | None,
         needs_gradient: bool,
     ) -> torch.Tensor:
         """Sum the losses and form the gradients of hidden states, output weights and bias."""
@@ -34,24 +35,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_gradient and bias_V is not None else None
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk]
-            logits = F.linear(hidden, weight, bias).float()
-            labelled = labels != NO_TARGET
-            labels = labels.clamp(min=0)
-            # All in place: a second buffer of the logits' size costs more in fresh memory than in arithmetic.
-            logits.sub_(logits.amax(dim=-1, keepdim=True))
-            target = logits.gather(1, labels[:, None]).squeeze(1)
-            exponentials = logits.exp_()
-            normaliser = exponentials.sum(dim=-1)
-            total += ((normaliser.log() - target) * labelled).sum()
-            if grad_hidden is None or grad_weight is None:
+            loss, gradient = _losses(F.linear(hidden, weight, bias), labels, softcap, needs_gradient)
+            total += loss
+            if gradient is None or grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = softmax - one-hot
-            gradient = exponentials.div_(normaliser[:, None])
-            gradient[torch.arange(len(labels), device=labels.device), labels] -= 1.0
-            gradient[~labelled] = 0.0
             narrow = gradient.to(computed)
-            grad_hidden[start : start + chunk] = narrow @ weight
-            grad_weight += narrow.T @ hidden
+            torch.mm(narrow, weight, out=grad_hidden[start : start + chunk])
+            _accumulate(grad_weight, narrow, hidden)
             if grad_bias is not None:
                 grad_bias += gradient.sum(dim=0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -64,13 +54,44 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = upstream[0]
         return (
-            grad_hidden * scale.to(grad_hidden.dtype),
-            (grad_weight * scale).to(ctx.weight_dtype),
+            grad_hidden.mul_(scale.to(grad_hidden.dtype)),
+            grad_weight.mul_(scale).to(ctx.weight_dtype),
             None if grad_bias is None else grad_bias * scale,
             None,
             None,
             None,
+            None,
         )
+
+
+def _losses(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, softcap: float | None, needs_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the summed loss of a chunk and d loss / d logits = softmax - one-hot, both from an fp32 softmax."""
+    slope = None
+    if softcap is not None:
+        curved = torch.tanh(logits_NV.float() / softcap)
+        logits_NV, slope = curved * softcap, 1 - curved**2
+    labelled = labels_N != NO_TARGET
+    targets = labels_N.clamp(min=0)[:, None]
+    largest, at_largest = logits_NV.max(dim=-1, keepdim=True)
+    # One fused kernel in fp32. log-sum-exp = the largest logit - log of its probability, which is never below 1/V.
+    probabilities = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
+    normaliser = largest.float() - probabilities.gather(1, at_largest).log()
+    loss = ((normaliser - logits_NV.gather(1, targets).float()).squeeze(1) * labelled).sum()
+    if not needs_gradient:
+        return loss, None
+    probabilities.scatter_add_(1, targets, probabilities.new_full(targets.shape, -1.0))
+    probabilities.mul_(labelled[:, None])
+    return loss, probabilities if slope is None else probabilities.mul_(slope)
+
+
+def _accumulate(total_VD: torch.Tensor, gradient_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:
+    """Add gradient' x hidden to the fp32 total."""
+    if gradient_NV.dtype == torch.float32:
+        total_VD.addmm_(gradient_NV.T, hidden_ND)
+    else:
+        total_VD += gradient_NV.T @ hidden_ND
 
 
 def summed_loss(
@@ -79,14 +100,18 @@ def summed_loss(
     labels_N: torch.Tensor,
     chunk: int,
     bias_V: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Return the sum of the cross-entropies in nats (fp32 log-sum-exp) over the positions that have a target.
 
-    labels_N: NO_TARGET where a position has none; it adds nothing to the sum nor to the gradients.
+    labels_N: NO_TARGET where a position has none; it adds nothing to the sum nor to the gradients. softcap: the
+    logits are softcap x tanh(logits / softcap). May be differentiated once.
 
     Divide by the labelled tokens of the whole global batch, not of this part (contract 4).
     """
     # Asked here: inside a custom function autograd is always off.
     needs_gradient = torch.is_grad_enabled()
-    total: torch.Tensor = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk, needs_gradient)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, bias_V, labels_N, chunk, softcap, needs_gradient
+    )
     return total

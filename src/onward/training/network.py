@@ -1,77 +1,78 @@
 """The model as the training step sees it: packed rows in, the summed loss of the labelled tokens out.
 
-Shapes: B rows, T positions, N = B x T positions, H heads, D width (of a head in attention).
+Shapes: B rows, T positions, N = B x T positions, D hidden width.
+
+Precision: master weights and their gradients are fp32. For bf16 the blocks' weights are cast once a step, so blocks
+compute and keep activations in bf16; embeddings, head and loss accumulate in fp32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
-from transformers import AttentionInterface
 
 from onward.batches import Batch
 from onward.errors import UserError
+from onward.training.attention import ATTENTION
 from onward.training.loss import summed_loss
+from onward.training.strategy import Strategy
 
-ATTENTION = "onward_documents"
-_HEAD_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_LEAST_BOUNDS = 64
 
 
-def attend_within_documents(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    document_bounds: list[tuple[int, int]] | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document of one flat row: exact isolation without a T x T mask.
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch as tensors, row after row in one flat sequence of N positions.
 
-    query [1, H, N, D], key and value [1, H_kv, N, D]; document_bounds are [start, stop) positions. One SDPA call per
-    document measured 3.6x faster than a dense block mask on CPU and 2.1x faster than plain causal attention.
+    ids_N, labels_N, positions_N: int64. bounds: int32, where each document piece starts (padding is a piece of its
+    own), then N up to a length that is a power of two, so that shapes seldom change. longest: length of a row, which
+    no piece exceeds.
     """
-    assert document_bounds is not None, "the training step passes the bounds"
-    assert softcap is None, "checked when the network is built"
-    assert attention_mask is None, "documents are isolated by their bounds, not by a mask"
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    parts = []
-    # One split, not a slice per document: the gradient of a slice is a whole tensor of zeros around it.
-    lengths = [stop - start for start, stop in document_bounds]
-    documents = zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
-    for length, (q, k, v) in zip(lengths, documents, strict=True):
-        band = None
-        if sliding_window is not None and length > sliding_window:
-            distance = torch.arange(length, device=q.device)
-            distance = distance[:, None] - distance[None, :]
-            band = (distance >= 0) & (distance < sliding_window)
-        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=band, is_causal=band is None, scale=scaling))
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+    ids_N: torch.Tensor
+    labels_N: torch.Tensor
+    positions_N: torch.Tensor
+    bounds: torch.Tensor
+    longest: int
+
+    @staticmethod
+    def of(batch: Batch, pin: bool = False) -> "Rows":
+        """Flatten a batch; pin: into memory that a GPU reads while the CPU goes on."""
+        begins = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
+        starts = np.flatnonzero(begins)
+        size = max(_LEAST_BOUNDS, 1 << len(starts).bit_length())
+        bounds = np.full(size, batch.ids_BT.size, dtype=np.int32)
+        bounds[: len(starts)] = starts
+        arrays = (batch.ids_BT.reshape(-1), batch.labels_BT.reshape(-1), batch.positions_BT.reshape(-1), bounds)
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        ids, labels, positions, ends = [tensor.pin_memory() for tensor in tensors] if pin else tensors
+        return Rows(ids, labels, positions, ends, batch.ids_BT.shape[1])
+
+    def to(self, device: torch.device) -> "Rows":
+        """Return the rows on a device; copies from pinned memory do not wait."""
+        tensors = (self.ids_N, self.labels_N, self.positions_N, self.bounds)
+        ids, labels, positions, bounds = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Rows(ids, labels, positions, bounds, self.longest)
 
 
-AttentionInterface.register(ATTENTION, attend_within_documents)
-
-
-class Network:
+class Network(torch.nn.Module):
     """A causal LM of transformers, prepared for packed training.
 
-    Raises UserError when the model's head changes its logits in a way that the chunked loss does not reproduce, or
-    its attention cannot be kept inside documents.
+    Raises UserError when the model's head or attention does what the packed step does not reproduce.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype, loss_chunk_tokens: int, checkpointing: bool) -> None:
+    def __init__(self, model: Any, precision: torch.dtype, strategy: Strategy) -> None:
+        super().__init__()
         self.model = model
-        self._precision = precision
-        self._chunk = loss_chunk_tokens
-        self.device = next(model.parameters()).device
-        self._check_supported()
+        self.precision = precision
+        self.casts_weights = precision != torch.float32
+        """Whether this module casts the blocks' weights itself; FSDP2 does it where the weights are split."""
+        self._chunk = strategy.loss_chunk
+        self._scale, self._softcap = head_changes(model.config.get_text_config())
+        _check_attention(model)
         model.set_attn_implementation(ATTENTION)
         model.config.use_cache = False
         # Dropout is off: few-epoch pretraining does not use it, and the loss at step 0 must be the base model's.
@@ -79,46 +80,110 @@ class Network:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.train()
-        if checkpointing:
-            # transformers renamed it on the way through version 5
-            new = getattr(model, "activation_checkpointing_enable", None)
-            (new or model.gradient_checkpointing_enable)()
+        self.blocks: list[Any] = find_blocks(model)
+        if strategy.checkpoint_every:
+            _recompute(model, self.blocks, strategy.checkpoint_every)
+        if strategy.compiled:
+            for block in self.blocks:
+                block.forward = torch.compile(block.forward)
 
-    def _check_supported(self) -> None:
-        config = self.model.config.get_text_config()
-        for name in _HEAD_CHANGES:
-            if getattr(config, name, None) not in (None, 1.0):
-                got = f"{name} = {getattr(config, name)}"
-                raise UserError("this model's head changes its logits, which is not supported", "model.base", got)
-        if getattr(config, "attn_logit_softcapping", None) is not None:
-            raise UserError("attention soft-capping is not supported", "model.base", config.model_type)
-        if not getattr(self.model, "_supports_attention_backend", False):
-            todo = "choose a model whose attention goes through transformers' attention interface"
-            raise UserError(
-                "this model's attention cannot be kept inside documents", "model.base", config.model_type, todo=todo
-            )
+    @contextmanager
+    def compute_weights(self) -> Iterator[None]:
+        """Put casts of the blocks' weights in their place for forward and backward passes; gradients reach the masters.
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+        They stay until the block ends, since recomputed activations need them in the backward pass.
+        """
+        if not self.casts_weights:
+            yield
+            return
+        swapped = []
+        kept = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        try:
+            for module in self.model.base_model.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and id(parameter) not in kept:
+                        swapped.append((module, name, parameter))
+                        module._parameters[name] = parameter.to(self.precision)
+            yield
+        finally:
+            for module, name, parameter in swapped:
+                module._parameters[name] = parameter
+
+    def hidden(self, rows: Rows) -> torch.Tensor:
         """Return the last hidden states [N, D] of all positions, row after row.
 
         Padding is computed as one more document, so every micro-batch has the same shapes: with varying ones the
         allocator's memory grew to three times the need within a hundred steps.
         """
-        ids, positions = (torch.from_numpy(x).view(1, -1).to(self.device) for x in (batch.ids_BT, batch.positions_BT))
-        begins = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
-        starts = np.flatnonzero(begins).tolist()
-        bounds = list(zip(starts, [*starts[1:], ids.shape[1]], strict=True))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == torch.bfloat16):
-            out = self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False, document_bounds=bounds)
-        hidden: torch.Tensor = out.last_hidden_state[0]
+        embedded = self.model.get_input_embeddings()(rows.ids_N[None]).to(self.precision)
+        out = self.model.base_model(
+            inputs_embeds=embedded,
+            position_ids=rows.positions_N[None],
+            use_cache=False,
+            document_bounds=rows.bounds,
+            longest_document=rows.longest,
+        )
+        hidden: torch.Tensor = out.last_hidden_state[0].to(self.precision)
         return hidden
 
-    def summed_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the sum over the labelled positions of their cross-entropy in nats."""
-        hidden = self.hidden(batch).to(self._precision)
-        labels = torch.from_numpy(batch.labels_BT).view(-1).to(self.device)
+    def forward(self, rows: Rows, hidden_only: bool = False) -> torch.Tensor:
+        """Return the sum over the labelled positions of their cross-entropy in nats; hidden_only: hidden states [N, D].
+
+        What wraps the network (DDP, FSDP2) sees calls of `forward` alone.
+        """
+        hidden = self.hidden(rows)
+        if hidden_only:
+            return hidden
+        if self._scale != 1.0:
+            hidden = hidden * self._scale
         head = self.model.get_output_embeddings()
-        return summed_loss(hidden, head.weight, labels, self._chunk, getattr(head, "bias", None))
+        bias = getattr(head, "bias", None)
+        return summed_loss(hidden, head.weight, rows.labels_N, self._chunk, bias, self._softcap)
+
+
+def head_changes(config: Any) -> tuple[float, float | None]:
+    """Return what a model does to its logits: a factor, and a cap c where it takes c tanh(logits / c).
+
+    Cohere multiplies (logit_scale), Granite divides (logits_scaling), Falcon-H1 multiplies (lm_head_multiplier),
+    Gemma 2 caps (final_logit_softcapping).
+    """
+    factor = float(getattr(config, "logit_scale", None) or 1.0)
+    factor *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    factor /= float(getattr(config, "logits_scaling", None) or 1.0)
+    return factor, getattr(config, "final_logit_softcapping", None)
+
+
+def find_blocks(model: Any) -> list[Any]:
+    """Return the model's decoder blocks in their order; raises UserError when there is no single list of them."""
+    lists = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
+    layers = model.config.get_text_config().num_hidden_layers
+    found = [blocks for blocks in lists if len(blocks) == layers]
+    if not found:
+        got = f"{model.config.model_type}: no list of {layers} blocks"
+        raise UserError("this model's blocks cannot be found", "model.base", got)
+    return list(found[0])
+
+
+def _check_attention(model: Any) -> None:
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        todo = "choose a model without it (Gemma 3 instead of Gemma 2, say)"
+        raise UserError("attention soft-capping is not supported", "model.base", config.model_type, todo=todo)
+    if not getattr(model, "_supports_attention_backend", False) or any(
+        hasattr(module, "sinks") for module in model.modules()
+    ):
+        todo = "choose a model whose attention goes through transformers' attention interface, without sinks"
+        where = "model.base"
+        raise UserError("this model's attention cannot be kept inside documents", where, config.model_type, todo=todo)
+
+
+def _recompute(model: Any, blocks: list[Any], every: int) -> None:
+    """Recompute the activations of every n-th block in the backward pass."""
+    # transformers renamed it on the way through version 5
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "preserve_rng_state": False})
+    for number, block in enumerate(blocks):
+        block.gradient_checkpointing = number % every == every - 1
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,150 @@
+"""The model that learns on this rank: network, optimizer and their sharing, and the update of one step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from onward.model.load import load_model
+from onward.model.source import ModelSource
+from onward.recipe import Optimizer
+from onward.training.network import Network, Rows
+from onward.training.optimizer import build_optimizer, set_rate
+from onward.training.parallel import check_sharing, clip, share_out, summed, whole, without_reduction
+from onward.training.ranks import Ranks
+from onward.training.strategy import Strategy
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step measured, as scalars that are still on the device: reading one waits for it.
+
+    loss_nats: mean over the labelled tokens of the global batch. gradient_norm: global, before clipping. left_out: 1
+    when the update was not made.
+    """
+
+    loss_nats: torch.Tensor
+    gradient_norm: torch.Tensor
+    left_out: torch.Tensor
+
+
+class Learner:
+    """A base model under one strategy, with its optimizer; `update` is the training step.
+
+    look_at_base is given the model as it was loaded, before it is prepared for training. Raises UserError for a model
+    that packed training does not reproduce.
+    """
+
+    def __init__(
+        self,
+        base: ModelSource,
+        settings: Optimizer,
+        strategy: Strategy,
+        precision: torch.dtype,
+        step_tokens: int,
+        ranks: Ranks,
+        look_at_base: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.strategy, self.ranks, self._settings = strategy, ranks, settings
+        # An offloaded model stays in the machine's memory: FSDP2 brings each block to the GPU when it is due.
+        home = torch.device("cpu") if strategy.offload else ranks.device
+        model = load_model(base, torch.float32, str(home))
+        if look_at_base is not None:
+            look_at_base(model)
+        self.network = Network(model, precision, strategy)
+        self._module = share_out(self.network, strategy, ranks)
+        self.sharing = check_sharing(self._module, strategy, ranks)
+        self.optimizer = build_optimizer(self.model, settings, step_tokens)
+        self._parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.updates = 0
+
+    @property
+    def model(self) -> Any:
+        """The transformers model inside."""
+        return self.network.model
+
+    def update(
+        self,
+        micro: Sequence[Rows],
+        labelled_tokens: int,
+        rate: float,
+        limit_nats: float = float("inf"),
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> Measured | None:
+        """Make one optimizer update over the global batch, of which `micro` are this rank's micro-batches.
+
+        The loss is the mean over `labelled_tokens` of all ranks. The update is left out, on the device and without
+        waiting for it, when loss or gradient is not a number or the loss exceeds `limit_nats`. Returns None, nothing
+        changed, when `is_cancelled` says so before the last micro-batch.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        with self._clean_gradients(), self.network.compute_weights():
+            for number, rows in enumerate(micro, start=1):
+                if number > 1 and is_cancelled is not None and is_cancelled():
+                    self.optimizer.zero_grad(set_to_none=True)
+                    return None
+                with without_reduction(self._module) if number < len(micro) else nullcontext():
+                    part = self._module(rows)
+                    # DDP and FSDP2 average over the ranks; the sum is wanted.
+                    (part * (self.ranks.world / labelled_tokens)).backward()
+                total += part.detach().double()
+            norm = clip(self._parameters, self._settings.clip_norm)
+            loss = summed(total, self.ranks) / labelled_tokens
+            bad = (~(torch.isfinite(norm) & torch.isfinite(loss)) | (loss > limit_nats)).float()
+            self._apply(rate, bad)
+        return Measured(loss, norm, bad)
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, hidden_only: bool = False) -> torch.Tensor:
+        """Return the summed loss of some rows, or their hidden states, without learning from them.
+
+        Collective: every rank gives rows of the same shape.
+        """
+        with self.network.compute_weights():
+            result: torch.Tensor = self._module(rows.to(self.ranks.device), hidden_only)
+        return result
+
+    def _apply(self, rate: float, left_out: torch.Tensor) -> None:
+        set_rate(self.optimizer, rate)
+        # The fused kernel makes no update where found_inf is 1, as it does for PyTorch's gradient scaler.
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, left_out  # type: ignore[attr-defined]
+        if self.strategy.offload:
+            self.optimizer.found_inf = left_out.cpu()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _clean_gradients(self) -> Iterator[None]:
+        """Drop what a failed step (out of memory, say) has left, so that it can be made again."""
+        try:
+            yield
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return this rank's part of what a checkpoint holds: weights and both moments by name, tied ones once."""
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            found[f"weights.{name}"] = parameter.detach()
+            for moment in _MOMENTS:
+                found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+        return found
+
+    def set_updates(self, updates: int) -> None:
+        """Tell the optimizer how many updates the loaded moments stand for."""
+        for state in self.optimizer.state.values():
+            state["step"].fill_(updates)
+
+    def whole_weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return all weights on the CPU of the first rank, empty elsewhere; collective where they are sharded."""
+        weights = {}
+        for name, parameter in self.model.named_parameters():
+            tensor = whole(parameter.detach())
+            if self.ranks.is_first:
+                weights[name] = tensor.to(device="cpu", dtype=dtype, copy=True)
+        return weights
