@@ -56,6 +56,10 @@ CorpusName = Annotated[
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
 Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares text: this machine, or a Ray cluster.")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray: auto or HOST:PORT. [default: one started here]")]
+Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Train on so many GPUs, by torchrun. [default: one]")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", min=1, help="Train in so many CPU processes instead. [default: one]")
+]
 Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 
 
@@ -69,11 +73,13 @@ def run(
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     stream: Stream = False,
+    gpus: Gpus = None,
+    processes: Processes = None,
 ) -> None:
     """Prepare, score the base, train and score every stage, report; run again to go on where it stopped."""
     from onward.terminal import print_summary
 
-    with opened(recipe, set_, cache, runs, workers, engine, address) as opened_run:
+    with opened(recipe, set_, cache, runs, workers, engine, address, ranks=(gpus, processes)) as opened_run:
         result = opened_run.all(stream)
     for stage in result.report.summary:
         print_summary(stage.rows, stage.title)
@@ -104,12 +110,23 @@ def prepare(
 
 @app.command()
 def train(
-    recipe: RecipeName, set_: Overrides = None, cache: Cache = None, runs: Runs = None, workers: Workers = None
+    recipe: RecipeName,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    until_stage: Annotated[int | None, typer.Option("--until-stage", min=1, help="Stop after this stage.")] = None,
+    until_step: Annotated[
+        int | None, typer.Option("--until-step", min=1, help="Stop after so many steps of the run, saved.")
+    ] = None,
 ) -> None:
-    """Train every stage, going on from the newest checkpoint."""
-    with opened(recipe, set_, cache, runs, workers) as opened_run:
-        stages = opened_run.train()
-    for stage in stages:
+    """Train every stage, going on from the newest checkpoint; under torchrun or srun as one of the ranks."""
+    with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes), is_rank=True) as opened_run:
+        stages = opened_run.train(until_stage, until_step)
+        talks = opened_run.place.is_first and opened_run.place.world == 1
+    for stage in stages if talks else ():
         typer.echo(f"stage {stage.number}: {stage.model}")
 
 
@@ -229,15 +246,19 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print what a user can mend and leave with exit code 2; leave with 128 + signal after an interruption."""
-    from onward.errors import UserError
+    from onward.errors import RankError, UserError
+    from onward.training.launch import RanksEnded, find_place
 
     try:
         yield
     except UserError as error:
         from onward.terminal import print_error
 
-        print_error(error)
+        if find_place().is_first or isinstance(error, RankError):  # else the first rank says it too
+            print_error(error)
         raise typer.Exit(2) from None
+    except RanksEnded as ended:
+        raise typer.Exit(ended.status) from None
     except KeyboardInterrupt:
         typer.echo("stopped; nothing finished is lost, run the same command to go on", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -252,21 +273,36 @@ def opened(
     workers: int | None,
     engine: EngineName = EngineName.LOCAL,
     address: str | None = None,
+    ranks: tuple[int | None, int | None] = (None, None),
+    is_rank: bool = False,
 ) -> "Iterator[Run]":
-    """Open a recipe as a Run that shows its progress, and turn its errors into messages."""
+    """Open a recipe as a Run that shows its progress, and turn its errors into messages.
+
+    ranks: GPUs and CPU processes asked for. is_rank: the command may be one of several ranks.
+    """
     with user_errors():
         from onward.artifact import Folders, disk_errors
+        from onward.errors import UserError
         from onward.pipeline import Run
+        from onward.progress import Silent
         from onward.signals import Interrupted
         from onward.terminal import Terminal
+        from onward.training.launch import find_place, processes_asked_for
 
+        place = find_place()
+        if place.world > 1 and not is_rank:
+            todo = "start `onward train` by torchrun or srun, every other command by hand"
+            raise UserError(f"this command is one process, not {place.world} ranks", todo=todo)
         terminal, folders = Terminal(), Folders.default(cache, runs)
+        progress = terminal if place.is_first else Silent()
+        processes = processes_asked_for(*ranks)
         try:
             with disk_errors(folders.runs):
-                yield Run(recipe, overrides or (), folders, terminal, workers, _engine(engine, address))
+                yield Run(recipe, overrides or (), folders, progress, workers, _engine(engine, address), processes)
         except Interrupted as stopped:
             terminal.end()
-            typer.echo(str(stopped), err=True)
+            if place.is_first:
+                typer.echo(str(stopped), err=True)
             raise typer.Exit(stopped.code) from None
         finally:
             terminal.end()
@@ -299,4 +335,32 @@ def main() -> None:
     # model trains 2.7 times as fast, on an idle machine 13 % slower (docs/decisions.md). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     signal.signal(signal.SIGTERM, _terminated)
-    app()
+    from onward.training.launch import find_place
+
+    if find_place().world == 1:
+        app()
+    else:
+        _run_as_rank()
+
+
+def _run_as_rank() -> None:
+    """Run the command as one of several ranks, and end this process for certain."""
+    import time
+    import traceback
+
+    from onward.training.launch import find_place, tell_status
+
+    status = 1
+    try:
+        returned = app(standalone_mode=False)
+        status = returned if isinstance(returned, int) else 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    tell_status(status)
+    if status > 1 and not find_place().is_first:
+        time.sleep(5)  # torchrun ends all ranks with the first that goes, and the first rank may still be speaking
+    from onward.training.ranks import leave
+
+    leave(status)

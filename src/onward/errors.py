@@ -29,6 +29,10 @@ class UserError(Exception):
         return type(self), (self.what, self.where, self.got, self.expected, self.todo)
 
 
+class RankError(UserError):
+    """A problem that one of several ranks has met alone: it tells of it itself, since the others do not know."""
+
+
 class UserErrors(UserError):
     """Several independent problems, reported at once (contract 10)."""
 

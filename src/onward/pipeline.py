@@ -18,13 +18,14 @@ from onward.corpus.preparation import Items, Preparation, plan_preparation
 from onward.corpus.prepare import PreparedCorpus, make
 from onward.corpus.reading.sources import find_inputs
 from onward.environment import describe_environment
-from onward.errors import UserError
+from onward.errors import RankError, UserError
 from onward.model.source import ModelSource, describe, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.plan import Plan, check_domain, check_model, plan_run, wanted_tokens
 from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
 from onward.recipe.sections import as_path
+from onward.training.launch import find_place
 from onward.training.stages import COST_KNOBS
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Run:
     """One recipe in its folder; every method makes what is missing and returns at once when nothing is.
 
     folders: where artifacts live (None: the defaults). workers: processes that prepare text (None: one per core);
-    start_workers: another engine for them (`corpus.ray_engine`).
+    start_workers: another engine for them (`corpus.ray_engine`). processes: ranks that train, one per GPU; they are
+    started by torchrun. Started by torchrun or srun itself, every rank opens the run and calls `train`.
     """
 
     def __init__(
@@ -82,14 +84,18 @@ class Run:
         progress: Progress | None = None,
         workers: int | None = None,
         start_workers: "StartWorkers[Task, tuple[Examined, ...]] | None" = None,
+        processes: int = 1,
     ) -> None:
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         self.folders = folders or Folders.default()
         self.progress = progress or Silent()
         self.workers = workers
         self.start_workers = start_workers
+        self.processes = processes
+        self.place = find_place()
         self.folder = self.folders.runs / self.recipe.name
-        self._freeze()
+        if self.place.is_first:
+            self._freeze()
 
     @cached_property
     def base(self) -> ModelSource:
@@ -125,7 +131,8 @@ class Run:
     def plan(self) -> Plan:
         """Steps, repetition and size of the run, from what was prepared; raises UserError when it cannot work."""
         plan = plan_run(self.recipe, _parameters(self.base), self.corpora.domain, self.corpora.general)
-        write_json(self.folder / "plan.json", asdict(plan))
+        if self.place.is_first:
+            write_json(self.folder / "plan.json", asdict(plan))
         return plan
 
     def score_base(self) -> "Scores":
@@ -139,11 +146,17 @@ class Run:
             self.base, evaluation=evaluation, held_out=held_out, folder=folder, seed=seed, progress=self.progress
         )
 
-    def train(self, until_stage: int | None = None) -> "tuple[Stage, ...]":
-        """Train to the end of a stage (None: all), going on from the newest checkpoint."""
+    def train(self, until_stage: int | None = None, until_step: int | None = None) -> "tuple[Stage, ...]":
+        """Train to the end of a stage (None: all), going on from the newest checkpoint; return the complete stages.
+
+        until_step: stop when so many steps of the run are done, their state saved.
+        """
+        if self.place.world > 1:
+            self._as_rank()
         assert self.plan  # the plan refuses what cannot work
         general = self.corpora.general
-        return self._train(until_stage, self.corpora.domain.path, None if general is None else general.path, None)
+        path = None if general is None else general.path
+        return self._train(until_stage, self.corpora.domain.path, path, None, until_step)
 
     def score_stage(self, stage: "Stage") -> "Scores":
         """Score the checkpoint at a stage's end."""
@@ -236,6 +249,9 @@ class Run:
         if self.start_workers is not None:
             todo = "prepare with the other engine first (`onward prepare`), or leave --stream out"
             raise UserError("a streamed corpus is prepared by the processes of this machine", "--engine", todo=todo)
+        if self.processes > 1:
+            todo = "prepare first (`onward prepare`), or train in one process"
+            raise UserError("several ranks cannot train on text that is still being prepared", "--stream", todo=todo)
         if read_manifest(self.planned_domain.folder) is not None:
             return
         from onward.corpus.background import Background
@@ -259,8 +275,16 @@ class Run:
         self.corpora = self._with_corpora(prepared, prepared_general)
 
     def _train(
-        self, until_stage: int | None, domain: Path, general: Path | None, while_waiting: "Callable[[], None] | None"
+        self,
+        until_stage: int | None,
+        domain: Path,
+        general: Path | None,
+        while_waiting: "Callable[[], None] | None",
+        until_step: int | None = None,
     ) -> "tuple[Stage, ...]":
+        if self.processes > 1 and self.place.world == 1:
+            assert while_waiting is None, "refused by `_train_while_preparing`"
+            return self._train_by_ranks(until_stage, until_step)
         from onward.training.train import train
 
         return train(
@@ -271,9 +295,50 @@ class Run:
             seed=self.recipe.seed,
             run_folder=self.folder,
             until_stage=until_stage,
+            until_step=until_step,
             progress=self.progress,
             while_waiting=while_waiting,
         )
+
+    def _train_by_ranks(self, until_stage: int | None, until_step: int | None) -> "tuple[Stage, ...]":
+        """Have torchrun train the frozen recipe; raises RanksEnded when it does not get to the end."""
+        from onward.training.launch import RanksEnded, run_ranks
+        from onward.training.stages import stages_of
+
+        stages = stages_of(self.recipe.training, self.recipe.seed, self.folder)[:until_stage]
+        if all(read_manifest(stage.folder) is not None for stage in stages):
+            return stages
+        command = ["train", str(self.folder / "recipe.yaml"), "--until-stage", str(len(stages))]
+        command += [] if until_step is None else ["--until-step", str(until_step)]
+        command += ["--cache", str(self.folders.cache), "--runs", str(self.folders.runs)]
+        given_up = self.folder / "checkpoints" / "retreat.json"
+        self.progress.begin("training", self.processes, "ranks")
+        self.progress.advance(self.processes)
+        while True:
+            before = given_up.read_bytes() if given_up.exists() else None
+            status = run_ranks(command, self.processes)
+            if status == 0:
+                return tuple(stage for stage in stages if until_step is None or stage.steps <= until_step)
+            if before == (given_up.read_bytes() if given_up.exists() else None):
+                raise RanksEnded(status)
+            self.progress.note("the memory was full; beginning again with what the ranks have left to give up")
+
+    def _as_rank(self) -> None:
+        """Let the first rank prepare and plan while the others wait; raises SystemExit on these when it cannot."""
+        from onward.training.ranks import joined
+
+        with joined() as ranks:
+            problem: BaseException | None = None
+            if ranks.is_first:
+                try:
+                    assert self.plan
+                except BaseException as error:
+                    problem = error
+            if ranks.agree(problem is not None):
+                raise problem if problem is not None else SystemExit(2)
+        if read_manifest(self.planned_domain.folder) is None:
+            todo = "put --cache and --runs on a file system that all machines share"
+            raise RankError("what the first rank has prepared is not here", str(self.planned_domain.folder), todo=todo)
 
     @cached_property
     def _wanted(self) -> dict[str, int]:
@@ -387,6 +452,8 @@ class Run:
 
     def _record(self, **pointers: Any) -> None:
         """Say in the run's folder where the shared artifacts are, for the report and for people."""
+        if not self.place.is_first:
+            return
         model = {**asdict(self.base), "folder": str(self.base.folder)}
         write_json(self.folder / "artifacts.json", {**self._recorded, "model": model, **pointers})
 

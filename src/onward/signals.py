@@ -19,17 +19,24 @@ class StopRequest:
 
     number: int | None = None
 
+    def __init__(self, insistent: bool = True) -> None:
+        self._insistent = insistent
+
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take note; a second Ctrl-C does not wait for the save."""
-        if self.number is not None and number == signal.SIGINT:
+        """Take note; a second Ctrl-C does not wait for the save, if it is insistent."""
+        if self._insistent and self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGTERM and SIGINT inside the block; outside the main thread signals stay as they are."""
-    request = StopRequest()
+def stop_on_signals(insistent: bool = True) -> Iterator[StopRequest]:
+    """Catch SIGTERM and SIGINT inside the block; outside the main thread signals stay as they are.
+
+    insistent: a second Ctrl-C ends the process at once. Among several ranks it must not: the launcher passes on the
+    Ctrl-C that every rank has had from the terminal.
+    """
+    request = StopRequest(insistent)
     before = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -14,13 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onward.batches import Batch
 from onward.errors import UserError
 from onward.model.source import describe
 from onward.recipe import Training
 from onward.signals import Interrupted
 from onward.training.checkpoint import prune
-from onward.training.network import Network
+from onward.training.network import Network, Rows
 from onward.training.record import Record, read_rows
 from onward.training.stages import Stage, stage_name
 from onward.training.train import train
@@ -64,8 +63,14 @@ def train_in(place: Path, name: str, training: Training | None = None, **more: A
     )
 
 
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint: weights and moments by name."""
+    return {name: tensor for path in (folder / "state").glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
 def weights(stage: Stage) -> dict[str, torch.Tensor]:
-    return load_file(stage.folder / "state" / "weights.safetensors")
+    found = state_of(stage.folder)
+    return {name.removeprefix("weights."): tensor for name, tensor in found.items() if name.startswith("weights.")}
 
 
 def assert_same(a: Stage, b: Stage) -> None:
@@ -195,7 +200,7 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_last_checkpoint(place:
         [p.name for p in (place / "run" / "checkpoints").glob("*")] if (place / "run" / "checkpoints").exists() else []
     )
     for name in names:
-        state = load_file(place / "run" / "checkpoints" / name / "state" / "weights.safetensors")
+        state = state_of(place / "run" / "checkpoints" / name)
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
@@ -279,16 +284,16 @@ def test_states_of_later_steps_do_not_displace_the_one_just_saved(tmp_path: Path
 def test_a_signal_inside_a_step_leaves_the_step_undone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_in(place, "whole")
     calls = 0
-    original = Network.summed_loss
+    original = Network.forward
 
-    def interrupting(self: Network, batch: Batch) -> torch.Tensor:
+    def interrupting(self: Network, rows: Rows, hidden_only: bool = False) -> torch.Tensor:
         nonlocal calls
-        calls += 1
+        calls += not hidden_only
         if calls == 8:  # a step has two micro-batches, the start check is one call: the first half of step 3
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
+        return original(self, rows, hidden_only)
 
-    monkeypatch.setattr(Network, "summed_loss", interrupting)
+    monkeypatch.setattr(Network, "forward", interrupting)
     with pytest.raises(Interrupted) as stopped:
         train_in(place, "stopped")
     assert stopped.value.step == 3

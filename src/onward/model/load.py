@@ -1,5 +1,6 @@
 """Load a causal language model from plain files, without remote code and without unpickling objects."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,20 +89,27 @@ def _read_weights(folder: Path) -> dict[str, Any]:
     return state
 
 
-def export_model(model: Any, base: Path, folder: Path, dtype: "torch.dtype | None" = None) -> None:
+def export_model(
+    model: Any,
+    base: Path,
+    folder: Path,
+    dtype: "torch.dtype | None" = None,
+    weights: "Mapping[str, torch.Tensor] | None" = None,
+) -> None:
     """Write `model` as a plain Hugging Face folder that `AutoModelForCausalLM.from_pretrained` opens.
 
     base: folder of the base model, whose tokenizer is written as tokenizer.json beside the weights.
-    dtype: of the written weights; None keeps the model's.
+    dtype: of the written weights; None keeps the model's. weights: parameters by name that are written instead of the
+    model's own, which may be sharded or have moved on since.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     # Parameters are listed once; a tied head, whatever its name, is the embedding again and is not written.
-    kept = dict(model.named_parameters()) | dict(model.named_buffers())
+    kept = dict(model.named_parameters()) | dict(model.named_buffers()) | dict(weights or {})
     state = {
-        name: tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        name: kept[name].detach().to(device="cpu", dtype=dtype or kept[name].dtype).contiguous()
+        for name in model.state_dict()
         if name in kept
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -111,6 +119,18 @@ def export_model(model: Any, base: Path, folder: Path, dtype: "torch.dtype | Non
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     _copy_tokenizer(base, folder)
+
+
+def stored_dtype(base: ModelSource) -> "torch.dtype":
+    """Return the type in which the base model's weights are stored; what is made from it is written in the same."""
+    import torch
+    from transformers import AutoConfig
+
+    if is_mobilellm(base.folder):
+        return torch.float16
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    stored = getattr(config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
 def _copy_tokenizer(base: Path, folder: Path) -> None:

@@ -9,7 +9,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from onward.errors import UserError
+
 ATTENTION = "onward_documents"
+_OTHER_MODEL = "choose a model with plain causal attention that goes through transformers' attention interface"
+_CHANGES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
+"""What transformers' models hand to their attention where it is not softmax(QK') V alone."""
 
 
 def attend_within_documents(
@@ -23,16 +28,21 @@ def attend_within_documents(
     sliding_window: int | None = None,
     document_bounds: torch.Tensor | None = None,
     longest_document: int | None = None,
-    **_: Any,
+    **changes: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document of one flat row: exact isolation without an N x N mask.
 
     query [1, H, N, D], key and value [1, H_kv, N, D]. document_bounds: int32 starts of the documents, then N as often
     as it takes to keep the shape the same from step to step. longest_document: no document has more positions.
+
+    Raises UserError for a model that does not hand the bounds down to its attention, or whose attention is not the
+    plain causal one: a mask, a cap, a bias, sinks or chosen positions of its own.
     """
-    assert document_bounds is not None, "the training step passes the bounds"
-    assert longest_document is not None, "and the length that none exceeds"
-    assert attention_mask is None, "documents are isolated by their bounds, not by a mask"
+    is_causal = getattr(module, "is_causal", True) and changes.get("is_causal") is not False
+    changed = not is_causal or any(changes.get(name) is not None for name in _CHANGES)
+    if document_bounds is None or longest_document is None or attention_mask is not None or changed:
+        got = type(module).__name__
+        raise UserError("this model's attention cannot be kept inside documents", "model.base", got, todo=_OTHER_MODEL)
     if query.device.type == "cuda" and query.dtype != torch.float32:
         return _in_one_kernel(query, key, value, document_bounds, longest_document, scaling, sliding_window), None
     return _one_by_one(query, key, value, document_bounds, scaling, sliding_window), None

@@ -2,13 +2,20 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
 
 from onward.errors import UserError
+
+STATUS_FILE = "ONWARD_STATUS_FILE"
+"""Environment variable: where a failing rank leaves its exit status; torchrun's own is always 1."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +80,70 @@ def count_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*/information")))
 
 
-def check_gpus(wanted: int) -> None:
-    """Refuse more GPUs than there are; raises UserError."""
-    there = count_gpus()
-    if wanted > there:
-        todo = f"--gpus {there}" if there else "leave --gpus out, or train processes on the CPU with --processes"
-        raise UserError(f"{wanted} GPUs were asked for", "--gpus", f"{there} in this machine", todo=todo)
+def processes_asked_for(gpus: int | None, processes: int | None) -> int:
+    """Return how many ranks `--gpus` or `--processes` ask for; raises UserError for more GPUs than there are."""
+    if gpus is not None and processes is not None:
+        todo = "leave one out: a rank trains on a GPU or on the CPU"
+        raise UserError("both GPUs and CPU processes were asked for", "--gpus, --processes", todo=todo)
+    if gpus is not None and gpus > count_gpus():
+        there = count_gpus()
+        todo = f"--gpus {there}" if there else "leave --gpus out, or train in CPU processes with --processes"
+        raise UserError(f"{gpus} GPUs were asked for", "--gpus", f"{there} in this machine", todo=todo)
+    return gpus or processes or 1
+
+
+class RanksEnded(Exception):
+    """The ranks of a run ended before it was done, and have said why; status is the exit status of the first."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"the ranks ended with status {status}; what they met is printed above")
 
 
 def run_ranks(command: Sequence[str], processes: int) -> int:
-    """Run `python -m onward <command>` as `processes` ranks of one machine by torchrun; return the exit status.
+    """Run `onward <command>` as `processes` ranks of this machine by torchrun; return the first failing rank's status.
 
-    torchrun ends every rank when one dies and prints which; its ports are on the loopback interface only. A user's
-    error has been printed by the rank that met it.
+    torchrun ends every rank when one dies, with its traceback. Its ports are on the loopback interface only. SIGTERM
+    and Ctrl-C are passed on, and every rank saves first.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     torchrun += ["--nproc-per-node", str(processes), "--max-restarts", "0", "-m", "onward"]
-    # One thread each would be torchrun's choice; the cores are shared out instead.
+    # torchrun would give each rank one thread; the cores are shared out instead.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    return subprocess.run([*torchrun, *command], env={**os.environ, "OMP_NUM_THREADS": threads}).returncode
+    with TemporaryDirectory(prefix="onward-") as folder:
+        told = Path(folder) / "status"
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, STATUS_FILE: str(told)}
+        # A session of its own: a Ctrl-C reaches the ranks once, through torchrun, and not also from the terminal.
+        launched = subprocess.Popen([*torchrun, *command], env=environment, start_new_session=True)
+        with _passed_on(launched):
+            status = launched.wait()
+        return int(told.read_text()) if told.exists() else status
+
+
+def tell_status(status: int) -> None:
+    """Leave a failing rank's exit status for the process that started the ranks; the first one counts."""
+    path = os.environ.get(STATUS_FILE)
+    if path is not None and status:
+        with suppress(FileExistsError, FileNotFoundError), open(path, "x") as file:
+            file.write(str(status))
+
+
+@contextmanager
+def _passed_on(launched: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Hand SIGTERM and SIGINT over to a process while it is waited for."""
+
+    def hand_over(number: int, frame: FrameType | None) -> None:
+        launched.send_signal(number)
+
+    try:
+        before = {number: signal.signal(number, hand_over) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: the owner of the process handles signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if launched.poll() is None:
+            launched.terminate()
+            launched.wait()

@@ -1,11 +1,12 @@
 """The model that learns on this rank: network, optimizer and their sharing, and the update of one step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from onward.model.load import load_model
 from onward.model.source import ModelSource
@@ -126,6 +127,11 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             raise
 
+    def use(self, strategy: Strategy) -> None:
+        """Go on with smaller pieces: a strategy that differs in micro-batch or loss chunk alone."""
+        self.strategy = strategy
+        self.network.loss_chunk = strategy.loss_chunk
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return this rank's part of what a checkpoint holds: weights and both moments by name, tied ones once."""
         found: dict[str, torch.Tensor] = {}
@@ -137,8 +143,18 @@ class Learner:
 
     def set_updates(self, updates: int) -> None:
         """Tell the optimizer how many updates the loaded moments stand for."""
+        self.updates = updates
         for state in self.optimizer.state.values():
             state["step"].fill_(updates)
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Take over what `tensors` gave on one process, under whatever strategy."""
+        for name, tensor in self.tensors().items():
+            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            given = tensors[name]
+            own.copy_(given.to_local() if isinstance(given, DTensor) else given)
+        self.set_updates(updates)
 
     def whole_weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Return all weights on the CPU of the first rank, empty elsewhere; collective where they are sharded."""
@@ -148,3 +164,11 @@ class Learner:
             if self.ranks.is_first:
                 weights[name] = tensor.to(device="cpu", dtype=dtype, copy=True)
         return weights
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: a GPU's, the CPU allocator's, or Python's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

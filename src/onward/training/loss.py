@@ -3,6 +3,7 @@
 Shapes: N positions, D hidden width, V vocabulary.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels_N: torch.Tensor,
         chunk: int,
         softcap: float | None,
+        compiled: bool,
         needs_gradient: bool,
     ) -> torch.Tensor:
         """Sum the losses and form the gradients of hidden states, output weights and bias."""
@@ -33,17 +35,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_gradient and bias_V is not None else None
+        # One buffer for all chunks: fresh memory of this size costs a CPU more than the arithmetic on it.
+        shape = (min(chunk, hidden_ND.shape[0]), weight_VD.shape[0])
+        buffer = None if compiled else torch.empty(shape, dtype=torch.float32, device=hidden_ND.device)
+        losses = _compiled_losses() if compiled else _losses
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden, labels = hidden_ND[start : start + chunk], labels_N[start : start + chunk]
-            loss, gradient = _losses(F.linear(hidden, weight, bias), labels, softcap, needs_gradient)
+            out = None if buffer is None else buffer[: len(labels)]
+            loss, gradient = losses(F.linear(hidden, weight, bias), labels, softcap, needs_gradient, out)
             total += loss
             if gradient is None or grad_hidden is None or grad_weight is None:
                 continue
-            narrow = gradient.to(computed)
-            torch.mm(narrow, weight, out=grad_hidden[start : start + chunk])
-            _accumulate(grad_weight, narrow, hidden)
+            torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
+            _accumulate(grad_weight, gradient, hidden)
             if grad_bias is not None:
-                grad_bias += gradient.sum(dim=0)
+                grad_bias += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -54,9 +60,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         scale = upstream[0]
         return (
-            grad_hidden.mul_(scale.to(grad_hidden.dtype)),
+            grad_hidden.mul_(scale),  # a CPU multiplies by the fp32 scale, not by its bf16 rounding
             grad_weight.mul_(scale).to(ctx.weight_dtype),
             None if grad_bias is None else grad_bias * scale,
+            None,
             None,
             None,
             None,
@@ -65,10 +72,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _losses(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor, softcap: float | None, needs_gradient: bool
+    logits_NV: torch.Tensor,
+    labels_N: torch.Tensor,
+    softcap: float | None,
+    needs_gradient: bool,
+    buffer_NV: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed loss of a chunk and d loss / d logits = softmax - one-hot, both from an fp32 softmax."""
-    slope = None
+    """Return the summed loss of a chunk and d loss / d logits = softmax - one-hot, both from an fp32 softmax.
+
+    buffer_NV: fp32, for the probabilities. The gradient has the logits' type.
+    """
+    computed, slope = logits_NV.dtype, None
     if softcap is not None:
         curved = torch.tanh(logits_NV.float() / softcap)
         logits_NV, slope = curved * softcap, 1 - curved**2
@@ -76,14 +90,26 @@ def _losses(
     targets = labels_N.clamp(min=0)[:, None]
     largest, at_largest = logits_NV.max(dim=-1, keepdim=True)
     # One fused kernel in fp32. log-sum-exp = the largest logit - log of its probability, which is never below 1/V.
-    probabilities = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
-    normaliser = largest.float() - probabilities.gather(1, at_largest).log()
-    loss = ((normaliser - logits_NV.gather(1, targets).float()).squeeze(1) * labelled).sum()
+    if buffer_NV is None:
+        probabilities = torch.softmax(logits_NV, dim=-1, dtype=torch.float32)
+    else:
+        probabilities = torch.softmax(logits_NV, dim=-1, dtype=torch.float32, out=buffer_NV)
+    # Logits are subtracted first, which is exact where both are large.
+    behind = largest.float() - logits_NV.gather(1, targets).float()
+    loss = ((behind - probabilities.gather(1, at_largest).log()).squeeze(1) * labelled).sum()
     if not needs_gradient:
         return loss, None
-    probabilities.scatter_add_(1, targets, probabilities.new_full(targets.shape, -1.0))
-    probabilities.mul_(labelled[:, None])
-    return loss, probabilities if slope is None else probabilities.mul_(slope)
+    gradient = probabilities.scatter_add_(1, targets, probabilities.new_full(targets.shape, -1.0))
+    if slope is not None:
+        gradient = gradient * slope
+    if buffer_NV is None or slope is not None:
+        return loss, (gradient * labelled[:, None]).to(computed)
+    return loss, torch.mul(gradient, labelled[:, None], out=logits_NV)  # the logits are done with
+
+
+@cache
+def _compiled_losses() -> Any:
+    return torch.compile(_losses)
 
 
 def _accumulate(total_VD: torch.Tensor, gradient_NV: torch.Tensor, hidden_ND: torch.Tensor) -> None:
@@ -101,17 +127,19 @@ def summed_loss(
     chunk: int,
     bias_V: torch.Tensor | None = None,
     softcap: float | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the sum of the cross-entropies in nats (fp32 log-sum-exp) over the positions that have a target.
 
     labels_N: NO_TARGET where a position has none; it adds nothing to the sum nor to the gradients. softcap: the
-    logits are softcap x tanh(logits / softcap). May be differentiated once.
+    logits are softcap x tanh(logits / softcap). compiled: fuse what happens to the logits with torch.compile. May be
+    differentiated once.
 
     Divide by the labelled tokens of the whole global batch, not of this part (contract 4).
     """
     # Asked here: inside a custom function autograd is always off.
     needs_gradient = torch.is_grad_enabled()
     total: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, bias_V, labels_N, chunk, softcap, needs_gradient
+        hidden_ND, weight_VD, bias_V, labels_N, chunk, softcap, compiled, needs_gradient
     )
     return total

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onward.batches import Batch
 from onward.errors import UserError
@@ -21,6 +22,8 @@ from onward.training.loss import summed_loss
 from onward.training.strategy import Strategy
 
 _LEAST_BOUNDS = 64
+_KEPT_APART = {"full_attention", "sliding_attention", "attention"}
+"""Kinds of layers (`layer_types` in a configuration) that see nothing outside their document."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,15 @@ class Network(torch.nn.Module):
         self.precision = precision
         self.casts_weights = precision != torch.float32
         """Whether this module casts the blocks' weights itself; FSDP2 does it where the weights are split."""
-        self._chunk = strategy.loss_chunk
+        self.loss_chunk = strategy.loss_chunk
+        self._compiled = strategy.compiled
         self._scale, self._softcap = head_changes(model.config.get_text_config())
         _check_attention(model)
         model.set_attn_implementation(ATTENTION)
         model.config.use_cache = False
-        # Dropout is off: few-epoch pretraining does not use it, and the loss at step 0 must be the base model's.
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        model.train()
+        # Neither dropout nor noise in routers: few-epoch pretraining does not use them, and the loss at step 0 must be
+        # the base model's.
+        model.eval()
         self.blocks: list[Any] = find_blocks(model)
         if strategy.checkpoint_every:
             _recompute(model, self.blocks, strategy.checkpoint_every)
@@ -138,7 +140,7 @@ class Network(torch.nn.Module):
             hidden = hidden * self._scale
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        return summed_loss(hidden, head.weight, rows.labels_N, self._chunk, bias, self._softcap)
+        return summed_loss(hidden, head.weight, rows.labels_N, self.loss_chunk, bias, self._softcap, self._compiled)
 
 
 def head_changes(config: Any) -> tuple[float, float | None]:
@@ -169,12 +171,17 @@ def _check_attention(model: Any) -> None:
     if getattr(config, "attn_logit_softcapping", None) is not None:
         todo = "choose a model without it (Gemma 3 instead of Gemma 2, say)"
         raise UserError("attention soft-capping is not supported", "model.base", config.model_type, todo=todo)
-    if not getattr(model, "_supports_attention_backend", False) or any(
-        hasattr(module, "sinks") for module in model.modules()
+    # Attention in chunks, convolutions and recurrences reach over the ends of documents in their own ways.
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KEPT_APART)
+    if (
+        others
+        or not getattr(model, "_supports_attention_backend", False)
+        or model.base_model is model
+        or any(hasattr(module, "sinks") for module in model.modules())
     ):
         todo = "choose a model whose attention goes through transformers' attention interface, without sinks"
-        where = "model.base"
-        raise UserError("this model's attention cannot be kept inside documents", where, config.model_type, todo=todo)
+        got = ", ".join([config.model_type, *others])
+        raise UserError("this model's attention cannot be kept inside documents", "model.base", got, todo=todo)
 
 
 def _recompute(model: Any, blocks: list[Any], every: int) -> None:
@@ -183,7 +190,13 @@ def _recompute(model: Any, blocks: list[Any], every: int) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "preserve_rng_state": False})
     for number, block in enumerate(blocks):
-        block.gradient_checkpointing = number % every == every - 1
+        if not isinstance(block, GradientCheckpointingLayer):
+            got, todo = type(block).__name__, "write training.gradient_checkpointing: none"
+            raise UserError("this model's blocks cannot be recomputed", "model.base", got, todo=todo)
+        block.gradient_checkpointing = block.training = number % every == every - 1  # only what trains is recomputed
+        for name, value in vars(block).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(block, name, 0.0)
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -1,21 +1,26 @@
 """The processes that train together: joined, in step, and gone again."""
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from onward.training.launch import Place, find_place, meeting_point
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)
 """How long a rank waits for the first one, which may be preparing text or writing a model, before it gives up."""
+_MEETINGS = itertools.count()
+"""Numbers the times that this process joins the others; all of them do so equally often."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,23 @@ def joined(needs_group: bool = False) -> Iterator[Ranks]:
         alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=alone, rank=0, world_size=1)
     else:
-        os.environ.update(meeting_point())
-        dist.init_process_group(backend, timeout=_PATIENCE if device.type == "cpu" else None)
+        timeout = _PATIENCE if device.type == "cpu" else dist.default_pg_timeout
+        store = dist.PrefixStore(f"meeting-{next(_MEETINGS)}", _store(timeout))  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=timeout)
     try:
         yield Ranks(place, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
         if place.world > 1:
             dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def _store(timeout: timedelta) -> Any:
+    """Where the ranks leave their addresses; it outlives a group, so one that meets again needs names of its own."""
+    os.environ.update(meeting_point())
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    return store
 
 
 def leave(status: int) -> None:

@@ -1,6 +1,8 @@
 """The record of a run: metrics.jsonl (one row a step) and events.jsonl (what happened)."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ class Record:
             write_text(self._waiting, _lines(later))
         # Files are rewritten without a last line that a kill has cut: the next row would be appended to it.
         kept = [rows[step] for step in sorted(rows) if step < first_step]
+        self.before = kept
+        """The rows of the steps before this session."""
         for path, text in ((self._path, _lines(kept)), (events, _lines(read_rows(events)))):
             if path.exists():
                 write_text(path, text)
@@ -48,6 +52,16 @@ class Record:
         if self._waiting.exists():
             write_text(self._path, _lines([*read_rows(self._path), *read_rows(self._waiting)]))
             self._waiting.unlink()
+
+
+@contextmanager
+def recorded(run_folder: Path, first_step: int, last_step: int) -> Iterator[Record]:
+    """Open a run's record, cut to a session's first step; steps from `last_step` on stay."""
+    record = Record(run_folder, first_step, last_step)
+    try:
+        yield record
+    finally:
+        record.close()
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The step `train`: from a base model and prepared corpora to the checkpoint at the end of each stage."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from onward.artifact import disk_errors, find, locked
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 from onward.recipe import Training
+from onward.training.launch import count_gpus
+from onward.training.record import recorded
 from onward.training.stages import COST_KNOBS, Stage, stages_of
 
 
@@ -20,10 +23,13 @@ def train(
     seed: int,
     run_folder: Path,
     until_stage: int | None = None,
+    until_step: int | None = None,
     progress: Progress | None = None,
     while_waiting: Callable[[], None] | None = None,
 ) -> tuple[Stage, ...]:
     """Train to the end of `until_stage` (from 1; None: the last), resuming from the newest checkpoint.
+
+    until_step: stop when so many steps of the run are done and saved, wherever in a stage that is.
 
     domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
     while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises
@@ -32,6 +38,8 @@ def train(
     """
     stages = stages_of(training, seed, run_folder)
     due = stages[:until_stage]
+    if until_step is not None:
+        due = tuple(s for n, s in enumerate(due) if n == 0 or due[n - 1].steps < until_step)
     inputs = _inputs(training, base, domain, general, seed)
 
     def made_at(step: int) -> dict[str, Any]:
@@ -40,16 +48,29 @@ def train(
     missing = [stage for stage in due if find(stage.folder, made_at(stage.steps)) is None]
     if not missing:
         return due
-    checkpoints = run_folder / "checkpoints"
-    with locked(checkpoints), disk_errors(checkpoints):
-        # An earlier stage may be missing while a later one is there: it is made anew from the states before it.
-        # Imported when there is something to do: a run that is done needs no torch.
-        from onward.training.session import Session
+    # Imported when there is something to do: a run that is done needs no torch.
+    from onward.training.loop import Loop
+    from onward.training.ranks import joined
+    from onward.training.session import Session
 
-        session = Session(training, base, domain, general, seed, run_folder, made_at, missing[0].steps, while_waiting)
-        with session.open_record(missing[-1].steps) as record:
-            session.run(due[: missing[-1].number], record, progress or Silent())
-    return due
+    checkpoints = run_folder / "checkpoints"
+    progress = progress or Silent()
+    with joined(needs_group=_may_shard(training)) as ranks, disk_errors(checkpoints), ExitStack() as opened:
+        if ranks.is_first:
+            opened.enter_context(locked(checkpoints))
+        # An earlier stage may be missing while a later one is there: it is made anew from the states before it.
+        session = Session(
+            training, base, domain, general, seed, run_folder, made_at, missing[0].steps, ranks, progress, while_waiting
+        )
+        record = opened.enter_context(recorded(run_folder, session.step, missing[-1].steps)) if ranks.is_first else None
+        session.begin(record)
+        Loop(session, record, progress).run(due[: missing[-1].number], until_step)
+    return tuple(stage for stage in due if until_step is None or stage.steps <= until_step)
+
+
+def _may_shard(training: Training) -> bool:
+    """Whether one process alone may come to need a process group: FSDP2, which offloads, splits over one."""
+    return training.sharding in ("zero2", "zero3") or training.offload is True or count_gpus() > 0
 
 
 def _inputs(training: Training, base: ModelSource, domain: Path, general: Path | None, seed: int) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onward.errors import UserError
+from onward.training.launch import (
+    STATUS_FILE,
+    Place,
+    count_gpus,
+    find_place,
+    first_host,
+    meeting_point,
+    processes_asked_for,
+    run_ranks,
+    tell_status,
+)
+
+SRUN = {
+    "SLURM_JOB_ID": "70412",
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+}
+
+
+def test_a_process_started_by_hand_is_alone() -> None:
+    assert find_place({}) == Place(0, 1, 0, 1)
+    assert find_place({}).is_first
+
+
+def test_a_batch_script_of_slurm_is_one_process_whatever_the_job_has() -> None:
+    batch = {"SLURM_JOB_ID": "70412", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert find_place(batch) == Place()
+
+
+def test_a_rank_of_torchrun_knows_its_place() -> None:
+    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert find_place(env) == Place(5, 8, 1, 4)
+    env |= {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234"}
+    assert meeting_point(env)["MASTER_ADDR"] == "10.0.0.7"
+    assert meeting_point(env)["MASTER_PORT"] == "1234"
+
+
+def test_a_task_of_srun_knows_its_place_and_where_to_meet() -> None:
+    assert find_place(SRUN) == Place(5, 8, 1, 4)
+    found = meeting_point(SRUN)
+    assert (found["MASTER_ADDR"], found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("gpu07", "5", "8", "1")
+    others = {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert meeting_point(others)["MASTER_PORT"] == found["MASTER_PORT"], "all tasks of a step meet at one port"
+    later = {**SRUN, "SLURM_STEP_ID": "4"}
+    assert meeting_point(later)["MASTER_PORT"] != found["MASTER_PORT"], "another step must not meet this one"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu[07-08]", "gpu07"),
+        ("gpu[3,5-9]", "gpu3"),
+        ("node12", "node12"),
+        ("a-1,b[2-3]", "a-1"),
+        ("r[1-2]-gpu,login", "r1-gpu"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_gpus_are_counted_by_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, number in (("0,1,3", 3), ("", 0), ("-1", 0), ("GPU-8932f937", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert count_gpus() == number
+
+
+def test_more_gpus_than_there_are_is_refused_with_what_would_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert processes_asked_for(2, None) == 2
+    assert processes_asked_for(None, 3) == 3
+    assert processes_asked_for(None, None) == 1
+    with pytest.raises(UserError, match="3 GPUs were asked for") as caught:
+        processes_asked_for(3, None)
+    assert caught.value.todo == "--gpus 2"
+    with pytest.raises(UserError, match="both GPUs and CPU processes"):
+        processes_asked_for(1, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError) as caught:
+        processes_asked_for(1, None)
+    assert "--processes" in str(caught.value)
+
+
+def test_the_first_status_that_is_told_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
+    for status in (0, 2, 1):
+        tell_status(status)
+    assert (tmp_path / "status").read_text() == "2"
+    monkeypatch.delenv(STATUS_FILE)
+    tell_status(2)
+
+
+def test_a_users_error_in_a_rank_has_its_own_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ranks(["train", str(tmp_path / "missing.yaml")], 2) == 2
+    said = capfd.readouterr().err
+    assert said.count("the recipe cannot be read") == 1, "one rank speaks for all"
+
+
+WAITING = """
+import signal, sys, time
+from pathlib import Path
+from onward.training import launch
+launch.sys.executable = sys.argv[1]
+sys.exit(launch.run_ranks(sys.argv[2:], 2))
+"""
+
+
+def test_sigterm_reaches_the_ranks_and_ends_the_launcher(tmp_path: Path) -> None:
+    # A stand-in for Python notes how the launcher was ended.
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        f"#!/bin/sh\ntrap 'echo ended > {tmp_path}/note; exit 143' TERM\n"
+        f"touch {tmp_path}/up\nwhile :; do sleep 0.05; done\n"
+    )
+    stand_in.chmod(0o755)
+    launcher = subprocess.Popen([sys.executable, "-c", WAITING, str(stand_in), "train", "x"], env={**os.environ})
+    while not (tmp_path / "up").exists():
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(30) == 143
+    assert (tmp_path / "note").read_text() == "ended\n"
