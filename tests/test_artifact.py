@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from onward.artifact import building, building_place, disk_errors, find, fingerprint, flatten, read_manifest
+from onward.artifact import (
+    Damage,
+    building,
+    building_place,
+    disk_errors,
+    find,
+    fingerprint,
+    flatten,
+    read_manifest,
+    remove,
+)
 from onward.errors import UserError
 
 MADE_FROM = {"corpus": {"seed": 1, "sources": ["a"]}, "length": 512}
@@ -53,6 +63,47 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "one" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest is damaged"):
         read_manifest(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("inner/data.txt", b"contend", "data.txt: xxh3"),
+        ("inner/data.txt", b"cut", "data.txt: 3 bytes, expected 7 bytes"),
+        ("manifest.json", b"{", "manifest.json"),
+        ("manifest.json", b"\xff\xfe\xfd", "manifest.json"),
+        ("manifest.json", b"[]", "manifest.json"),
+    ],
+    ids=["flipped", "cut", "half-a-manifest", "no-text", "no-manifest"],
+)
+def test_whoever_can_do_without_a_damaged_artifact_is_told_of_the_damage(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    build(tmp_path / "one")
+    told: list[Damage] = []
+    assert find(tmp_path / "one", MADE_FROM, told.append) is not None
+    assert not told
+    (tmp_path / "one" / name).write_bytes(content)
+    assert find(tmp_path / "one", MADE_FROM, told.append) is None
+    assert words in str(*told)
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_looks_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "one")
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onward.artifact.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path / "one")
+    assert find(tmp_path / "one", MADE_FROM) is None
+    remove(tmp_path / "one")
+    remove(tmp_path / "one")
+    assert not (tmp_path / "one").exists()
 
 
 def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,16 @@ _DISK_ERRORS = {
 }
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+"""Read once: asking means setting it, which files that another thread opens at that moment would feel."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact is and what it was made from.
@@ -46,6 +56,18 @@ class Manifest:
     made_from: dict[str, Any]
     files: dict[str, dict[str, Any]]
     created: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of an artifact that is not what the manifest says it is."""
+
+    file: Path
+    got: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.got}, expected {self.expected}"
 
 
 @dataclass(frozen=True)
@@ -85,38 +107,72 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest(**content)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # no JSON, no UTF-8, or no manifest
         todo = f"remove {folder} and run again; it will be made anew"
         raise UserError("a manifest is damaged", str(folder / MANIFEST), str(error), todo=todo) from None
 
 
-def find(folder: Path, made_from: Mapping[str, Any]) -> Manifest | None:
+def find(
+    folder: Path, made_from: Mapping[str, Any], damaged: Callable[[Damage], None] | None = None
+) -> Manifest | None:
     """Return the manifest when `folder` holds the artifact made from exactly these inputs, None when it holds none.
 
     Raises UserError, naming each input that changed, when it holds one made from others, and when a file is
-    missing or has another size than the manifest says.
+    missing or has another size than the manifest says. damaged: is told of such a file instead, and the artifact
+    counts as absent; checksums are compared too.
     """
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        if damaged is None:
+            raise
+        damaged(Damage(folder / MANIFEST, str(error.got), "a manifest"))
+        return None
     if manifest is None:
         return None
+    if damaged is not None and fingerprint(manifest.made_from) != manifest.fingerprint:
+        damaged(Damage(folder / MANIFEST, "another fingerprint than that of its inputs", manifest.fingerprint))
+        return None
+    _require_same(folder, manifest, made_from)
+    damage = find_damage(folder, manifest, checksums=damaged is not None)
+    if damage is None:
+        return manifest
+    if damaged is None:
+        todo = f"remove {folder} and run again; it will be made anew"
+        raise UserError(f"this {manifest.kind} is damaged", str(damage.file), damage.got, damage.expected, todo)
+    damaged(damage)
+    return None
+
+
+def _require_same(folder: Path, manifest: Manifest, made_from: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(flatten(made_from), default=str))
-    if wanted != manifest.made_from:
-        changed = sorted(k for k in wanted | manifest.made_from if wanted.get(k) != manifest.made_from.get(k))
-        rows = [f"{k}: was {manifest.made_from.get(k)!r}, is {wanted.get(k)!r}" for k in changed]
-        raise UserError(
-            f"this {manifest.kind} was made from something else",
-            str(folder),
-            "; ".join(rows),
-            todo="restore the old value, choose another run name, or remove the folder to start anew",
-        )
+    if wanted == manifest.made_from:
+        return
+    changed = sorted(k for k in wanted | manifest.made_from if wanted.get(k) != manifest.made_from.get(k))
+    rows = [f"{k}: was {manifest.made_from.get(k)!r}, is {wanted.get(k)!r}" for k in changed]
+    raise UserError(
+        f"this {manifest.kind} was made from something else",
+        str(folder),
+        "; ".join(rows),
+        todo="restore the old value, choose another run name, or remove the folder to start anew",
+    )
+
+
+def find_damage(folder: Path, manifest: Manifest, checksums: bool) -> Damage | None:
+    """Return the first file that is missing or has another size, or another xxh3, than the manifest says."""
     for name, facts in manifest.files.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != facts["bytes"]:
-            todo = f"remove {folder} and run again; it will be made anew"
-            raise UserError(
-                f"this {manifest.kind} is damaged", str(folder / name), f"{size} bytes", facts["bytes"], todo
-            )
-    return manifest
+        if size != facts.get("bytes"):
+            got = "missing" if size is None else f"{size} bytes"
+            return Damage(folder / name, got, f"{facts.get('bytes')} bytes")
+    for name, facts in manifest.files.items() if checksums else ():
+        try:
+            found = file_hash(folder / name)
+        except OSError as error:  # a bad block of the disk
+            found = str(error)
+        if found != facts.get("xxh3"):
+            return Damage(folder / name, f"xxh3 {found}", f"xxh3 {facts.get('xxh3')}")
+    return None
 
 
 def building_place(folder: Path) -> Path:
@@ -148,24 +204,25 @@ def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]
         left.unlink()
     files = {}
     for path in sorted(p for p in aside.rglob("*") if p.is_file()):
-        path.chmod(0o644 & ~_umask())  # safetensors writes for its owner alone; a released model is to be read
+        path.chmod(0o644 & ~_UMASK)  # safetensors writes for its owner alone; a released model is to be read
         files[path.relative_to(aside).as_posix()] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
-        _sync(path)
+        sync(path)
     flat = json.loads(json.dumps(flatten(made_from), default=str))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = Manifest(kind, fingerprint(made_from), flat, files, created)
     write_json(aside / MANIFEST, asdict(manifest))
-    _sync(aside)
-    if folder.exists():  # an older or damaged one without a manifest: it was not complete
-        shutil.rmtree(folder)
+    for place in (*(p for p in aside.rglob("*") if p.is_dir()), aside):
+        sync(place)
+    remove(folder)  # an older one that was not complete, or was found damaged
     aside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def remove(folder: Path) -> None:
+    """Remove an artifact, complete or not, if it is there; killed in the middle, it leaves none that looks complete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,7 +236,7 @@ def write_text(path: Path, text: str) -> None:
         return
     aside = path.with_name(f".{path.name}.part")
     aside.write_bytes(text.encode())
-    _sync(aside)
+    sync(aside)
     aside.replace(path)
 
 
@@ -240,7 +297,8 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's names, to the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

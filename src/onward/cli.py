@@ -127,7 +127,79 @@ def train(
         stages = opened_run.train(until_stage, until_step)
         talks = opened_run.place.is_first and opened_run.place.world == 1
     for stage in stages if talks else ():
-        typer.echo(f"stage {stage.number}: {stage.model}")
+        if stage.model.exists():  # `--until-step` may end before
+            typer.echo(f"stage {stage.number}: {stage.model}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    processes: Processes = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option("--hardware", help="A machine that is not here: h100, 8xa100-80gb. [default: this one]"),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time a few training steps on this machine.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what a run will need before anything is spent: tokens, steps, memory, hours, disk; refuse what cannot work."""
+    import json
+
+    from onward.plan.figure import write_figure
+    from onward.terminal import print_plan
+
+    with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as opened_run:
+        foresight = opened_run.foresee(hardware, measure)
+        figure = write_figure(foresight, opened_run.folder)
+        if as_json:
+            typer.echo(json.dumps(foresight.as_json(), ensure_ascii=False))
+        else:
+            print_plan(foresight)
+            typer.echo(f"learning-rate curve: {figure}")
+        foresight.check()
+
+
+@app.command()
+def verify_resume(
+    recipe: RecipeName,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=2, help="Steps to train twice. [default: 12]")] = None,
+    kills: Annotated[int, typer.Option("--kills", min=0, help="How often to kill the second training.")] = 3,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", help="Processes of one start after the other, in turns. [default: 1,2,1]")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the moments of the kills.")] = 0,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="Nats that losses may differ by. [default: by precision]")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave both trainings in the run's folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Train some steps twice, the second time with kills, restarts and other ranks, and compare; exit 1 if they differ."""
+    import json
+
+    from onward.terminal import print_verification
+    from onward.verification import verify_resume
+
+    numbers = None if ranks is None else [int(part) if part.strip().isdigit() else 0 for part in ranks.split(",")]
+    with opened(recipe, set_, cache, runs, workers) as opened_run:
+        found = verify_resume(
+            opened_run, steps=steps, kills=kills, ranks=numbers, seed=seed, tolerance_nats=tolerance, keep=keep
+        )
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), ensure_ascii=False))
+    else:
+        print_verification(found)
+    if not found.agrees:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onward.corpus.engine import StartWorkers
     from onward.corpus.examine import Examined, Task
     from onward.evaluation.scores import Scores
+    from onward.plan import Foresight
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
 
@@ -157,6 +158,29 @@ class Run:
         general = self.corpora.general
         path = None if general is None else general.path
         return self._train(until_stage, self.corpora.domain.path, path, None, until_step)
+
+    def foresee(self, hardware: str | None = None, measure: bool = False) -> "Foresight":
+        """Return what the run will need, from what is prepared already or from a sample of its text.
+
+        hardware: plan for a machine that is not here (`8xh100`); measure: time a few steps on this one. Its problems
+        are not raised (`Foresight.check` does).
+        """
+        from onward.plan import foresee
+
+        preparations = {"domain": self.planned_domain}
+        if self.recipe.general is not None:
+            preparations["general"] = self._planned_general()
+        return foresee(
+            self.recipe,
+            base=self.base,
+            preparations=preparations,
+            folders=self.folders,
+            hardware=hardware,
+            devices=self.processes,
+            measure=measure,
+            workers=self.workers,
+            progress=self.progress,
+        )
 
     def score_stage(self, stage: "Stage") -> "Scores":
         """Score the checkpoint at a stage's end."""
@@ -367,18 +391,21 @@ class Run:
 
     def _general(self, domain: PreparedCorpus | None) -> PreparedCorpus | None:
         """Prepare the general text; domain: what its duplicates may be looked for in."""
+        return None if self.recipe.general is None else self._make(self._planned_general(domain))
+
+    def _planned_general(self, domain: PreparedCorpus | None = None) -> Preparation:
+        """The general text as it will be prepared; domain: None when it is not there yet, to plan with."""
         general = self.recipe.general
-        if general is None:
-            return None
+        assert general is not None
         if general.self_replay is not None:
             sized = general.self_replay.model_copy(update={"tokens": self._wanted["sampled"]})
             general = general.model_copy(update={"self_replay": sized})
         if general.duplicates is not None and "domain" in general.duplicates.against:
-            assert domain is not None
-            against = tuple(str(domain.path) if path == "domain" else path for path in general.duplicates.against)
+            place = str(self.planned_domain.folder if domain is None else domain.path)
+            against = tuple(place if path == "domain" else path for path in general.duplicates.against)
             duplicates = general.duplicates.model_copy(update={"against": against})
             general = general.model_copy(update={"duplicates": duplicates})
-        return self._make(self._planned(general, self._wanted["general"], "general"))
+        return self._planned(general, self._wanted["general"], "general")
 
     def _with_corpora(self, domain: PreparedCorpus, general: PreparedCorpus | None) -> Corpora:
         corpora = Corpora(domain, general)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from onward.corpus.inspected import Inspection
     from onward.corpus.ledger import Ledger
     from onward.errors import UserError
+    from onward.plan import Foresight
     from onward.reporting.summary import SummaryRow
+    from onward.verification import Verification
 
 _LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line is written this often."""
@@ -152,6 +154,24 @@ def print_inspection(name: str, inspection: "Inspection") -> None:
     for part in inspection_view(name, inspection):
         console.print(part)
         console.print()
+
+
+def print_plan(foresight: "Foresight") -> None:
+    """Print what a run will need."""
+    from onward.plan.view import plan_view
+
+    console = _results()
+    for part in plan_view(foresight):
+        console.print(part)
+
+
+def print_verification(found: "Verification") -> None:
+    """Print how an interrupted training compares with one in peace."""
+    from onward.verification.view import verification_view
+
+    console = _results()
+    for part in verification_view(found):
+        console.print(part)
 
 
 def _results() -> Console:
