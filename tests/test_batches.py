@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onward.batches import NO_TARGET, Batches, BatchPlan, plan_batches
+from onward.batches import NO_TARGET, Batches, BatchPlan, plan_batches, reading
+from onward.batches.order import order_key, places_in_order
 from onward.corpus.store import open_corpus
 from onward.errors import UserError
 from onward.recipe import Training
@@ -96,6 +98,14 @@ def test_each_epoch_takes_every_sequence_once_in_another_order(tmp_path: Path) -
     assert epochs[0] != epochs[1]
 
 
+def test_the_general_text_too_comes_once_before_any_of_it_comes_again(tmp_path: Path) -> None:
+    batches = opened(tmp_path, plan(replay="1/4", sequences=3, steps=60))
+    size = open_corpus(tmp_path / "general").num_sequences
+    order = [sequence for step in range(60) for corpus, sequence in batches.sequences(step) if corpus == 1]
+    assert len(order) > 2 * size > 4
+    assert sorted(order[:size]) == sorted(order[size : 2 * size]) == list(range(size))
+
+
 @pytest.mark.parametrize("micro", [1, 2, 5])
 def test_a_batch_depends_on_the_step_alone(tmp_path: Path, micro: int) -> None:
     forward = opened(tmp_path, plan(sequences=5))
@@ -157,6 +167,7 @@ def test_a_corpus_in_the_making_gives_the_same_batches(tmp_path: Path) -> None:
         found, expected = growing[step], finished[step]
         assert (found.ids_BT == expected.ids_BT).all()
         assert (found.labels_BT == expected.labels_BT).all()
+        assert growing.count(step) == finished.count(step)
         seen.append(waiting)
     assert seen[0] == 1, "the first batch needs the first block alone"
     assert seen[-1] == 6
@@ -171,3 +182,143 @@ def test_a_corpus_that_proves_too_short_is_refused_when_its_cap_is_reached(tmp_p
     assert batches[allowed - 1]
     with pytest.raises(UserError, match="too short"):
         batches[allowed]
+
+
+def test_the_cap_may_be_reached_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    corpus = open_corpus(write_corpus(tmp_path / "short", DOMAIN, LENGTH))
+    step = corpus.num_sequences // 2 + 1  # in the second pass; its second row is one too many
+    cap = (2 * step + 0.5) / corpus.num_sequences
+    batches = Batches(BatchPlan(LENGTH, 2, Fraction(0), 7, (500,), "blocks", maximum_repetition=cap), [corpus], 0)
+    assert batches.read(step, 0, 1)
+    with pytest.raises(UserError, match="too short"):
+        batches.count(step)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 11, 64, 1000])
+def test_an_order_is_a_permutation_of_any_size(size: int) -> None:
+    found = places_in_order(np.arange(size), size, order_key(7, 0, 0))
+    assert sorted(found.tolist()) == list(range(size))
+
+
+def test_an_order_is_the_same_in_every_release() -> None:
+    """A run that is gone on with after an update must meet the batches that it had not yet seen."""
+    assert places_in_order(np.arange(11), 11, order_key(7, 0, 1)).tolist() == [4, 1, 9, 5, 2, 10, 8, 7, 3, 0, 6]
+    assert places_in_order(np.arange(3), 10**12, order_key(7, 0, 1)).tolist() == [
+        254843993998,
+        674440835639,
+        131397284389,
+    ]
+
+
+def test_any_place_of_an_order_is_found_without_the_others() -> None:
+    key = order_key(7, 1, 2)
+    whole = places_in_order(np.arange(1000), 1000, key)
+    assert [places_in_order(np.array([n]), 1000, key)[0] for n in range(0, 1000, 37)] == whole[::37].tolist()
+
+
+def test_orders_of_other_keys_are_shuffled_evenly_and_independently() -> None:
+    """Chi-squared over the cells of a table: what stands where, beside what, and where it goes in the next epoch."""
+    size, orders = 6, 4000
+    found, following = (
+        np.array([places_in_order(np.arange(size), size, order_key(seed, 0, epoch)) for seed in range(orders)])
+        for epoch in (0, 1)
+    )
+    everywhere = np.tile(np.arange(size), orders)
+    for name, first, second, cells in (
+        ("item at a place", everywhere, found.ravel(), size**2),
+        ("item at the first place in two epochs", found[:, 0], following[:, 0], size**2),
+        ("item after an item", found[:, :-1].ravel(), found[:, 1:].ravel(), size * (size - 1)),
+    ):
+        seen = np.zeros((size, size))
+        np.add.at(seen, (first, second), 1)
+        expected = len(first) / cells
+        chi_squared = ((seen[seen > 0] - expected) ** 2 / expected).sum()
+        assert (seen > 0).sum() == cells, name
+        assert chi_squared < cells + 5 * np.sqrt(2 * cells), name
+
+
+@pytest.mark.parametrize("replay", ["0", "1/4"])
+@pytest.mark.parametrize("order", ["corpus", "blocks"])
+def test_some_rows_of_a_step_are_those_of_the_whole_step(tmp_path: Path, replay: str, order: str) -> None:
+    batches = opened(tmp_path, replace(plan(replay, sequences=7), order=order))
+    for step in (0, 5, 39):
+        whole = batches[step]
+        for start, stop in ((0, 7), (2, 5), (6, 7), (3, 3)):
+            some = batches.read(step, start, stop)
+            for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "general_B"):
+                assert np.array_equal(getattr(some, name), getattr(whole, name)[start:stop]), name
+
+
+def test_a_rank_reads_the_tokens_of_its_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = opened(tmp_path, plan(sequences=5))
+    read: list[int] = []
+
+    def note(tokens: object, first_token: int, packing: object, sequences: list[int], *rest: object) -> None:
+        read.append(len(sequences))
+
+    monkeypatch.setattr(reading, "fill_rows", note)
+    batches.read(3, 1, 3)
+    assert sum(read) == 2
+
+
+@pytest.mark.parametrize("replay", ["0", "1/4"])
+def test_a_step_is_counted_from_the_index_as_it_is_in_the_arrays(tmp_path: Path, replay: str) -> None:
+    batches = opened(tmp_path, plan(replay, sequences=4))
+    for step in range(12):
+        batch = batches[step]
+        inside = batch.documents_BT >= 0
+        assert batches.labelled_tokens(step) == batch.labelled_tokens
+        assert batches.tokens(step) == inside.sum()
+        assert batches.causal_pairs(step) == (batch.positions_BT[inside] + 1).sum()
+        assert batches.count(step).general_sequences == batch.general_B.sum()
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32"])
+def test_rows_are_what_a_plain_loop_over_the_pieces_gives(tmp_path: Path, kind: str) -> None:
+    folder = write_corpus(tmp_path / "corpus", DOMAIN * 3, LENGTH, block_documents=8)
+    for path in folder.glob("tokens-*.npy"):
+        np.save(path, np.load(path).astype(kind) + (0 if kind == "uint16" else 2**20))
+    corpus = open_corpus(folder)
+    batches = Batches(plan("0", sequences=2, steps=30), [corpus], padding_id=5)
+    for step in range(30):
+        batch = batches[step]
+        for row, (_, sequence) in enumerate(batches.sequences(step)):
+            offsets, lengths, ends = corpus.sequence(sequence)
+            ids, labels, positions, documents = [], [], [], []
+            for piece, (offset, length, is_end) in enumerate(zip(offsets, lengths, ends, strict=True)):
+                tokens = corpus.read(int(offset), int(length) + (not is_end)).astype(int).tolist()
+                ids += tokens[:length]
+                labels += [*tokens[1:], NO_TARGET] if is_end else tokens[1:]
+                positions += range(length)
+                documents += [piece] * length
+            room = LENGTH - len(ids)
+            assert batch.ids_BT[row].tolist() == ids + [5] * room
+            assert batch.labels_BT[row].tolist() == labels + [NO_TARGET] * room
+            assert batch.positions_BT[row].tolist() == positions + [0] * room
+            assert batch.documents_BT[row].tolist() == documents + [-1] * room
+
+
+def test_text_that_is_not_there_yet_is_asked_for_without_waiting(tmp_path: Path) -> None:
+    whole = write_corpus(tmp_path / "whole", DOMAIN * 3, LENGTH, block_documents=8)
+    aside = tmp_path / ".grown.building"
+    (aside / "state").mkdir(parents=True)
+    asked = 0
+
+    def bring(number: int) -> None:
+        for name in (f"tokens-{number:05d}.npy", f"packing-{number:05d}.npz"):
+            shutil.copy(whole / name, aside / name)
+        (aside / f"state/block-{number:05d}.json").write_text("{}")
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+
+    bring(0)
+    by_blocks = BatchPlan(LENGTH, 1, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    batches = Batches(by_blocks, [open_corpus(tmp_path / "grown", ask)], padding_id=0)
+    there = next(step for step in range(500) if not batches.is_ready(step))
+    assert asked == 1, "whether it is in vain is asked each time that it is not there"
+    bring(1)
+    assert batches.is_ready(there)
+    assert batches[there]
+    assert asked == 1

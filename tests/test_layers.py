@@ -23,8 +23,10 @@ ORDER = (
     "reporting",
     "plan",
     "pipeline",
+    "verification",
     "terminal",
     "cli",
+    "__main__",
 )
 STEPS = ("onward.corpus.prepare", "onward.training.train", "onward.evaluation.evaluate", "onward.reporting.report")
 MAY_IMPORT_STEPS = ("plan", "pipeline", "cli", "__init__")

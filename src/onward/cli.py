@@ -147,7 +147,7 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help="Time a few training steps on this machine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say what a run will need before anything is spent: tokens, steps, memory, hours, disk; refuse what cannot work."""
+    """Say what a run will need before anything is spent: text, steps, memory, hours, disk; refuse what cannot work."""
     import json
 
     from onward.plan.figure import write_figure
@@ -156,11 +156,12 @@ def plan(
     with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as opened_run:
         foresight = opened_run.foresee(hardware, measure)
         figure = write_figure(foresight, opened_run.folder)
-        if as_json:
-            typer.echo(json.dumps(foresight.as_json(), ensure_ascii=False))
-        else:
-            print_plan(foresight)
-            typer.echo(f"learning-rate curve: {figure}")
+    if as_json:
+        typer.echo(json.dumps(foresight.as_json(), ensure_ascii=False))
+    else:
+        print_plan(foresight)
+        typer.echo(f"learning-rate curve: {figure}")
+    with user_errors():
         foresight.check()
 
 
@@ -183,7 +184,7 @@ def verify_resume(
     keep: Annotated[bool, typer.Option("--keep", help="Leave both trainings in the run's folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Train some steps twice, the second time with kills, restarts and other ranks, and compare; exit 1 if they differ."""
+    """Train some steps twice, the second time with kills, restarts and other ranks; exit 1 if they differ."""
     import json
 
     from onward.terminal import print_verification

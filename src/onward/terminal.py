@@ -163,6 +163,7 @@ def print_plan(foresight: "Foresight") -> None:
     console = _results()
     for part in plan_view(foresight):
         console.print(part)
+        console.print()
 
 
 def print_verification(found: "Verification") -> None:

@@ -35,6 +35,16 @@ class Place:
     nth: int
 
 
+@dataclass(frozen=True)
+class OpenBlock:
+    """A finished block: its first sequence and token, counted over the corpus, its packing and its tokens on disk."""
+
+    first_sequence: int
+    first_token: int
+    packing: Packing
+    tokens: TokenIds
+
+
 class OpenCorpus:
     """Sequences and tokens by their numbers over the whole corpus; tokens stay on disk until they are read.
 
@@ -90,6 +100,27 @@ class OpenCorpus:
         block = int(np.searchsorted(self._first_sequence, within, side="right")) - 1
         first, following = self._first_sequence[block : block + 2]
         return Place(epoch, block, first, following - first, within - first)
+
+    def has(self, sequences: int | None) -> bool:
+        """Whether so many sequences are there already, or (None) all; raises when waiting for them is in vain."""
+        if not self._is_complete:
+            self._load_new()
+        if self._is_complete or (sequences is not None and self._first_sequence[-1] >= sequences):
+            return True
+        assert self._while_waiting is not None
+        self._while_waiting()
+        return False
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks are opened so far."""
+        return len(self._packings)
+
+    def block(self, number: int) -> OpenBlock:
+        """Return an opened block."""
+        # A memory map of its own class costs microseconds at every access; a plain view of it does not.
+        tokens: TokenIds = self._tokens[number].view(np.ndarray)
+        return OpenBlock(self._first_sequence[number], self._first_token[number], self._packings[number], tokens)
 
     def sequence(self, n: int) -> Sequence:
         """Return offsets, lengths and document ends of the pieces of sequence `n`, in their order."""

@@ -115,7 +115,7 @@ class Checkpoints:
         save = replace(save, pieces=copies(pieces))
         copied = None
         if self._ranks.device.type == "cuda":
-            copied = torch.cuda.Event(blocking=True)
+            copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
         self._thread = Thread(target=self._write_aside, args=(save, copied), name="checkpoint")
         self._thread.start()
@@ -181,7 +181,7 @@ class Checkpoints:
                 # A new thread begins on the first GPU, and would take memory there.
                 torch.cuda.set_device(self._ranks.device)
                 copied.synchronize()
-                with torch.cuda.stream(torch.cuda.Stream()):  # the training stream is not waited for
+                with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]  # training is not waited for
                     self._write(save)
             else:
                 self._write(save)

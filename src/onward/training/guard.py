@@ -213,7 +213,7 @@ class PlateauWatch:
     The mean loss of the last quarter of the steps since warm-up is compared with that of the quarter before. The
     notice comes when the fall is less than 0.005 nats with 99.5 % confidence, so few steps or a noisy loss give no
     notice instead of a false one. Of simulated runs that fall like a 220M model on web text one in fifty is mistaken
-    at most, whatever the schedule; of those whose loss stands still nine in ten are noticed within 8,000 steps.
+    at most, whatever the schedule; of those whose loss stands still most are noticed within 8,000 steps.
     """
 
     def __init__(self) -> None:

@@ -1,12 +1,11 @@
-"""Memory of a training step: predicted from the model's shape, measured while it runs, and the one corrected by the other.
+"""Memory of a training step, predicted from the model's shape, and the prediction corrected by a measurement.
 
 Letters: P parameters, N positions of a micro-batch, D hidden width, Q and K widths of queries and keys, I inner width of
-the MLP, V vocabulary.
+the MLP, V vocabulary, E bytes of a number in the compute precision.
 """
 
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from onward.model.shape import ModelShape
 from onward.training.hardware import Kind, Precision
@@ -14,6 +13,11 @@ from onward.training.strategy import Strategy
 
 _FP32 = 4
 """Bytes of a master weight, a gradient and each of Adam's two moments."""
+_BASELINE = {"cpu": 500 * 10**6, "cuda": 200 * 10**6}
+"""A process that has imported torch and transformers (measured: 488 MB resident); cuBLAS's workspaces on a GPU."""
+_HEAP = 1.0
+_GATHERED_BLOCKS = 2
+"""Blocks that FSDP2 has whole at one time: the one at work, and the next one on its way."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class MemoryUse:
     @property
     def total(self) -> int:
         """All that the device holds."""
-        return sum(getattr(self, field.name) for field in fields(self)) - self.host
+        return sum(int(getattr(self, field.name)) for field in fields(self)) - self.host
 
 
 def predict(
@@ -59,38 +63,134 @@ def predict(
     sequence_tokens: length of a row. world: ranks. micro_batches: per step; from two on the gradients of those before
     are there while activations are at their most. baseline_bytes: what the process holds before it loads the model;
     None: the constant of this kind of device.
+
+    The step peaks in the loss of its last micro-batch, with all activations there, or at the end of the backward pass,
+    with all gradients, or in the optimizer: the largest of the three is returned.
     """
-    raise NotImplementedError
+    held = _state(shape, strategy, world, kind, precision, micro_batches, baseline_bytes)
+    positions = strategy.micro_batch * sequence_tokens
+    width = 2 if precision == "bf16" else _FP32
+    in_loss = replace(
+        held,
+        gradients=held.gradients if micro_batches > 1 else 0,
+        activations=_activations(shape, strategy, positions, width, kind),
+        logits=_loss_bytes(shape, min(strategy.loss_chunk, positions), positions, width),
+    )
+    backward_done = replace(held, gradients=_last_gradients(shape, strategy, held, width, micro_batches))
+    moments = (in_loss, backward_done, replace(held, cast=0))
+    peak = max(moments, key=lambda use: use.total)
+    return peak if kind == "cuda" else _in_heap(peak)
 
 
-@dataclass(frozen=True)
-class MemoryReading:
-    """Bytes at one moment. allocated: by tensors on a GPU, resident on a CPU. reserved: held from the driver, or
-    resident again. peak: the most since the meter was reset."""
+def _state(
+    shape: ModelShape,
+    strategy: Strategy,
+    world: int,
+    kind: Kind,
+    precision: Precision,
+    micro_batches: int,
+    baseline_bytes: int | None,
+) -> MemoryUse:
+    """What is there all through the step: weights, moments, gradients, casts, and what sharing needs."""
+    whole = shape.parameters * _FP32
+    is_split = strategy.sharding != "none" or strategy.offload
+    share = -(-whole // world) if is_split else whole
+    width = 2 if precision == "bf16" else _FP32
+    communication = 0
+    if is_split:
+        # Blocks are gathered in the compute precision, embeddings and head in fp32 for the whole step; a block's
+        # gradients are reduced in fp32.
+        block = shape.block_parameters // shape.layers
+        gathers_all = strategy.sharding == "zero2" and not strategy.offload
+        blocks = shape.layers if gathers_all else min(_GATHERED_BLOCKS, shape.layers)
+        communication = blocks * block * width + _GATHERED_BLOCKS * block * _FP32 + shape.embedding_parameters * _FP32
+    elif world > 1 and micro_batches > 1:
+        communication = whole  # DDP's buckets, while the gradients of earlier micro-batches stand beside them
+    is_away = strategy.offload and kind == "cuda"
+    return MemoryUse(
+        weights=0 if is_away else share,
+        cast=0 if is_split or precision == "fp32" else 2 * shape.block_parameters,
+        gradients=0 if is_away else share,
+        optimizer=0 if is_away else 2 * share,
+        activations=0,
+        logits=0,
+        communication=communication,
+        baseline=_BASELINE[kind] if baseline_bytes is None else baseline_bytes,
+        host=4 * share if is_away else 0,
+    )
 
-    allocated: int
-    reserved: int
-    peak: int
+
+def _last_gradients(shape: ModelShape, strategy: Strategy, held: MemoryUse, width: int, micro_batches: int) -> int:
+    """Gradients at the end of a backward pass.
+
+    Those of cast weights wait in bf16, since autograd runs the casts, the oldest nodes, last; a tied embedding's come
+    from the loss and from the look-up, both in fp32.
+    """
+    embedding = shape.vocabulary * shape.hidden * _FP32
+    waiting = 2 * shape.block_parameters if held.cast else 0
+    if micro_batches > 1 or strategy.sharding != "none":
+        return held.gradients + waiting + 2 * embedding
+    return max(held.gradients + (embedding if shape.tied else 0), waiting + 2 * embedding)
 
 
-class MemoryMeter:
-    """Reads how much memory this process uses on its device."""
+def _activations(shape: ModelShape, strategy: Strategy, positions: int, width: int, kind: Kind) -> int:
+    """What the forward pass leaves: whole blocks or, where they are recomputed, their inputs and one block at work."""
+    block = _saved_per_position(shape, width, kind, strategy.compiled)
+    recomputed = shape.layers // strategy.checkpoint_every if strategy.checkpoint_every else 0
+    # The input of the first block is the embeddings, which nobody else keeps.
+    per_position = (shape.layers - recomputed) * block + recomputed * width * shape.hidden
+    per_position += (_FP32 + 2 * width) * shape.hidden + 2 * width * shape.head_dim
+    return positions * per_position
 
-    def __init__(self, device: Any) -> None: ...
 
-    def reset(self) -> None:
-        """Begin a new peak."""
+def _saved_per_position(shape: ModelShape, width: int, kind: Kind, compiled: bool) -> int:
+    """Bytes that autograd saves in one block for each position (read off autograd's saved tensors; see the tests).
 
-    def read(self) -> MemoryReading:
-        """Return the bytes now, and the most since the last reset."""
-        raise NotImplementedError
+    A norm keeps its input in fp32, the normalised and the scaled value; SDPA keeps q, k, v, its output and an fp32
+    log-sum-exp, and the output projection a copy of that output; a gated MLP keeps gate, activated gate, up and their
+    product. On a GPU one kernel for all documents wants keys and values repeated for every query head. Compiled
+    blocks compute elementwise steps again: an estimate of what they keep, to be corrected by a measurement.
+    """
+    hidden, inner, q, k = shape.hidden, shape.intermediate, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    in_attention = 4 * q if kind == "cuda" else 3 * q + 2 * k
+    in_mlp = (4 if shape.gated else 2) * inner
+    if compiled:
+        return width * (4 * hidden + 2 * q + in_attention + (3 if shape.gated else 2) * inner) + _FP32 * shape.heads
+    if shape.model_type == "gpt_neox":  # layer norms are one operation; v is a view that keeps q and k of the projection
+        norms = width * (shape.norms + 1) * hidden
+        in_attention += 3 * q - k
+    elif shape.model_type.startswith("gemma"):  # the scale is applied in fp32, and two norms' outputs are only added
+        norms = shape.norms * 2 * _FP32 * hidden + (shape.norms // 2) * width * hidden
+    else:
+        norms = shape.norms * (_FP32 + 2 * width) * hidden
+    if shape.qk_norm:
+        norms += (_FP32 + (_FP32 if shape.model_type.startswith("gemma") else width)) * (q + k)
+    return norms + width * (in_attention + in_mlp) + _FP32 * shape.heads
+
+
+def _loss_bytes(shape: ModelShape, chunk: int, positions: int, width: int) -> int:
+    """The loss at its peak: fp32 probabilities and two chunks of logits, fp32 gradient of the head, and in bf16 a cast
+    of the head and the product that is added to its gradient; the gradient of the hidden states.
+    """
+    logits = chunk * shape.vocabulary * (_FP32 + 2 * width)
+    head = shape.vocabulary * shape.hidden * (_FP32 + (4 if width == 2 else 0))
+    return logits + head + positions * shape.hidden * width
+
+
+def _in_heap(use: MemoryUse) -> MemoryUse:
+    """Add what the heap of glibc holds in holes between activations."""
+    return replace(use, activations=int(use.activations * _HEAP))
 
 
 def corrected(use: MemoryUse, factor: float) -> MemoryUse:
     """Return a prediction whose uncertain parts (activations and logits) are scaled by a measured factor."""
-    raise NotImplementedError
+    return replace(use, activations=int(use.activations * factor), logits=int(use.logits * factor))
 
 
 def correction(use: MemoryUse, measured_bytes: int) -> float:
-    """Return the factor by which a measured peak says that the uncertain parts of its prediction are off."""
-    raise NotImplementedError
+    """Return the factor by which a measured peak says that the uncertain parts of its prediction are off.
+
+    At least a tenth: what is certain may have been predicted too high.
+    """
+    uncertain = use.activations + use.logits
+    return max(0.1, (measured_bytes - (use.total - uncertain)) / uncertain) if uncertain else 1.0

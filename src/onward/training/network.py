@@ -44,7 +44,10 @@ class Rows:
     @staticmethod
     def of(batch: Batch, pin: bool = False) -> "Rows":
         """Flatten a batch; pin: into memory that a GPU reads while the CPU goes on."""
-        begins = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
+        documents_BT = batch.documents_BT
+        begins = np.empty(documents_BT.shape, dtype=np.bool_)
+        begins[:, 0] = True
+        np.not_equal(documents_BT[:, 1:], documents_BT[:, :-1], out=begins[:, 1:])
         starts = np.flatnonzero(begins)
         size = max(_LEAST_BOUNDS, 1 << len(starts).bit_length())
         bounds = np.full(size, batch.ids_BT.size, dtype=np.int32)

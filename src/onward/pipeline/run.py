@@ -1,32 +1,29 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
-
-from onward.artifact import Folders, find, flatten, read_manifest, write_json, write_text
+from onward.artifact import Folders, find, read_manifest, write_json
 from onward.batches import plan_batches
 from onward.corpus.engine import processes
 from onward.corpus.preparation import Items, Preparation, plan_preparation
 from onward.corpus.prepare import PreparedCorpus, make
 from onward.corpus.reading.sources import find_inputs
-from onward.environment import describe_environment
 from onward.errors import RankError, UserError
 from onward.model.source import ModelSource, describe, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
+from onward.pipeline.by_ranks import first_alone, train_by_ranks
+from onward.pipeline.run_folder import RunFolder
 from onward.plan import Plan, check_domain, check_model, plan_run, wanted_tokens
 from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
 from onward.recipe.sections import as_path
 from onward.training.launch import find_place
-from onward.training.stages import COST_KNOBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
 
-_MAY_CHANGE = (*(f"training.{knob}" for knob in COST_KNOBS), "training.stages")
-"""Knobs that a run may change between two starts: they alter its cost or its length, not what is computed."""
 _LEAST_SAMPLED_TOKENS = 20_000
 """Self-replay samples at least so much: fewer documents would measure nothing when a part is held out."""
 
@@ -95,13 +90,13 @@ class Run:
         self.processes = processes
         self.place = find_place()
         self.folder = self.folders.runs / self.recipe.name
-        if self.place.is_first:
-            self._freeze()
+        self._kept = RunFolder(self.folder, self.place.is_first)
+        self._kept.freeze(self.recipe)
 
     @cached_property
     def base(self) -> ModelSource:
         """The base model's files; a run that has results stays with the commit it began with."""
-        began_with = self._recorded.get("model", {}).get("revision") if self._has_results else None
+        began_with = self._kept.recorded.get("model", {}).get("revision") if self._kept.has_results else None
         return resolve(self.recipe.model.base, self.recipe.model.revision or began_with)
 
     @cached_property
@@ -142,7 +137,7 @@ class Run:
 
         evaluation, held_out, seed = self.recipe.evaluation, self.corpora.paths(), self.recipe.seed
         folder = base_scores_folder(self.folders, self.base, evaluation=evaluation, held_out=held_out, seed=seed)
-        self._record(base_scores=str(folder))
+        self._kept.record(self.base, base_scores=str(folder))
         return evaluate(
             self.base, evaluation=evaluation, held_out=held_out, folder=folder, seed=seed, progress=self.progress
         )
@@ -153,7 +148,11 @@ class Run:
         until_step: stop when so many steps of the run are done, their state saved.
         """
         if self.place.world > 1:
-            self._as_rank()
+            first_alone(lambda: self.plan)
+            if read_manifest(self.planned_domain.folder) is None:
+                todo = "put --cache and --runs on a file system that all machines share"
+                where = str(self.planned_domain.folder)
+                raise RankError("what the first rank has prepared is not here", where, todo=todo)
         assert self.plan  # the plan refuses what cannot work
         general = self.corpora.general
         path = None if general is None else general.path
@@ -167,9 +166,12 @@ class Run:
         """
         from onward.plan import foresee
 
-        preparations = {"domain": self.planned_domain}
+        domain = self.planned_domain
+        self._check_sources()
+        preparations = {"domain": domain}
         if self.recipe.general is not None:
-            preparations["general"] = self._planned_general()
+            is_there = read_manifest(domain.folder) is not None
+            preparations["general"] = self._planned_general(domain.folder if is_there else None)
         return foresee(
             self.recipe,
             base=self.base,
@@ -285,7 +287,9 @@ class Run:
             todo = "run without --stream, or remove `domain` from general.duplicates.against"
             raise UserError("general text that is compared with the domain cannot come before it", todo=todo)
         prepared_general = self._general(None)
-        self._record(prepared_for=self._wanted)  # a kill may leave checkpoints before the corpora are there
+        self._kept.record(
+            self.base, prepared_for=self._wanted
+        )  # a kill may leave checkpoints before the corpora are there
         background = Background(self.planned_domain, self.workers)
         self.progress.note("the domain is prepared beside the training, which begins on its first finished block")
         try:
@@ -308,7 +312,7 @@ class Run:
     ) -> "tuple[Stage, ...]":
         if self.processes > 1 and self.place.world == 1:
             assert while_waiting is None, "refused by `_train_while_preparing`"
-            return self._train_by_ranks(until_stage, until_step)
+            return train_by_ranks(self.recipe, self.folders, self.processes, self.progress, until_stage, until_step)
         from onward.training.train import train
 
         return train(
@@ -324,46 +328,6 @@ class Run:
             while_waiting=while_waiting,
         )
 
-    def _train_by_ranks(self, until_stage: int | None, until_step: int | None) -> "tuple[Stage, ...]":
-        """Have torchrun train the frozen recipe; raises RanksEnded when it does not get to the end."""
-        from onward.training.launch import RanksEnded, run_ranks
-        from onward.training.stages import stages_of
-
-        stages = stages_of(self.recipe.training, self.recipe.seed, self.folder)[:until_stage]
-        if all(read_manifest(stage.folder) is not None for stage in stages):
-            return stages
-        command = ["train", str(self.folder / "recipe.yaml"), "--until-stage", str(len(stages))]
-        command += [] if until_step is None else ["--until-step", str(until_step)]
-        command += ["--cache", str(self.folders.cache), "--runs", str(self.folders.runs)]
-        given_up = self.folder / "checkpoints" / "retreat.json"
-        self.progress.begin("training", self.processes, "ranks")
-        self.progress.advance(self.processes)
-        while True:
-            before = given_up.read_bytes() if given_up.exists() else None
-            status = run_ranks(command, self.processes)
-            if status == 0:
-                return tuple(stage for stage in stages if until_step is None or stage.steps <= until_step)
-            if before == (given_up.read_bytes() if given_up.exists() else None):
-                raise RanksEnded(status)
-            self.progress.note("the memory was full; beginning again with what the ranks have left to give up")
-
-    def _as_rank(self) -> None:
-        """Let the first rank prepare and plan while the others wait; raises SystemExit on these when it cannot."""
-        from onward.training.ranks import joined
-
-        with joined() as ranks:
-            problem: BaseException | None = None
-            if ranks.is_first:
-                try:
-                    assert self.plan
-                except BaseException as error:
-                    problem = error
-            if ranks.agree(problem is not None):
-                raise problem if problem is not None else SystemExit(2)
-        if read_manifest(self.planned_domain.folder) is None:
-            todo = "put --cache and --runs on a file system that all machines share"
-            raise RankError("what the first rank has prepared is not here", str(self.planned_domain.folder), todo=todo)
-
     @cached_property
     def _wanted(self) -> dict[str, int]:
         """How many tokens to keep of each corpus, and to sample."""
@@ -373,8 +337,8 @@ class Run:
         if general is not None:
             wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
             wanted["sampled"] = self._sampled_tokens(general, needed_general)
-        if self._has_results:  # a stage more repeats this text within its cap; more text would be another corpus
-            wanted |= self._recorded.get("prepared_for", {})
+        if self._kept.has_results:  # a stage more repeats this text within its cap; more text would be another corpus
+            wanted |= self._kept.recorded.get("prepared_for", {})
         return wanted
 
     @cached_property
@@ -391,18 +355,20 @@ class Run:
 
     def _general(self, domain: PreparedCorpus | None) -> PreparedCorpus | None:
         """Prepare the general text; domain: what its duplicates may be looked for in."""
-        return None if self.recipe.general is None else self._make(self._planned_general(domain))
+        if self.recipe.general is None:
+            return None
+        return self._make(self._planned_general(None if domain is None else domain.path))
 
-    def _planned_general(self, domain: PreparedCorpus | None = None) -> Preparation:
-        """The general text as it will be prepared; domain: None when it is not there yet, to plan with."""
+    def _planned_general(self, domain: Path | None) -> Preparation:
+        """The general text as it will be prepared; domain: the prepared one, None to plan while it is not there."""
         general = self.recipe.general
         assert general is not None
         if general.self_replay is not None:
             sized = general.self_replay.model_copy(update={"tokens": self._wanted["sampled"]})
             general = general.model_copy(update={"self_replay": sized})
         if general.duplicates is not None and "domain" in general.duplicates.against:
-            place = str(self.planned_domain.folder if domain is None else domain.path)
-            against = tuple(place if path == "domain" else path for path in general.duplicates.against)
+            others = [path for path in general.duplicates.against if path != "domain"]
+            against = (*([] if domain is None else [str(domain)]), *others)
             duplicates = general.duplicates.model_copy(update={"against": against})
             general = general.model_copy(update={"duplicates": duplicates})
         return self._planned(general, self._wanted["general"], "general")
@@ -410,7 +376,7 @@ class Run:
     def _with_corpora(self, domain: PreparedCorpus, general: PreparedCorpus | None) -> Corpora:
         corpora = Corpora(domain, general)
         paths = {name: str(folder) for name, folder in corpora.paths().items()}
-        self._record(corpora=paths, prepared_for=self._wanted)
+        self._kept.record(self.base, corpora=paths, prepared_for=self._wanted)
         return corpora
 
     def _planned(self, corpus: Corpus, wanted: int, label: str) -> Preparation:
@@ -425,7 +391,7 @@ class Run:
             model_fingerprint=self.base.fingerprint,
             label=label,
         )
-        recorded = self._recorded.get("corpora", {}).get(label) if self._has_results else None
+        recorded = self._kept.recorded.get("corpora", {}).get(label) if self._kept.has_results else None
         if recorded is not None:  # the corpus that the run began with; what changed since is named
             find(Path(recorded), planned.made_from)
         return planned
@@ -438,51 +404,6 @@ class Run:
         from onward.model.load import load_model
 
         yield from sample_documents(load_model(self.base), self.tokenizer, settings, seed)
-
-    def _freeze(self) -> None:
-        """Write the full recipe into the run; raises UserError, naming the keys, when the run has results of another.
-
-        A run without results (its recipe was refused, or it was killed early) takes the new recipe.
-        """
-        path = self.folder / "recipe.yaml"
-        content = self.recipe.model_dump(mode="json")
-        if self._has_results and path.exists():
-            # Read as a recipe, so that a knob which is new since then has its default and is no difference.
-            before, now = flatten(load_recipe(path).model_dump(mode="json")), flatten(content)
-            # With one decay over the whole run its length is part of the mathematics.
-            free = _MAY_CHANGE if self.recipe.training.schedule.horizon == "stage" else _MAY_CHANGE[:-1]
-            changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in free]
-            if changed:
-                raise UserError(
-                    f"the run `{self.recipe.name}` was started with another recipe",
-                    str(path),
-                    "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed),
-                    todo="restore the old values, give this run another name (--set name=...), or remove its folder",
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        environment = self.folder / "environment.json"
-        if not (self._has_results and environment.exists()):
-            write_json(environment, describe_environment())
-
-    @property
-    def _has_results(self) -> bool:
-        """Whether something was computed that must stay comparable."""
-        kinds = ("checkpoints", "scores")
-        return any(any(self.folder.glob(f"{kind}/*/manifest.json")) for kind in kinds)
-
-    @property
-    def _recorded(self) -> dict[str, Any]:
-        path = self.folder / "artifacts.json"
-        content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        return content
-
-    def _record(self, **pointers: Any) -> None:
-        """Say in the run's folder where the shared artifacts are, for the report and for people."""
-        if not self.place.is_first:
-            return
-        model = {**asdict(self.base), "folder": str(self.base.folder)}
-        write_json(self.folder / "artifacts.json", {**self._recorded, "model": model, **pointers})
 
 
 def _parameters(base: ModelSource) -> int:

@@ -1,0 +1,162 @@
+"""What a run will need, computed before it is spent, and refused when it cannot work."""
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Literal
+
+from onward.batches import BatchPlan, plan_batches
+from onward.corpus.prepare import PreparedCorpus
+from onward.errors import UserError, UserErrors
+from onward.model.mobilellm import is_mobilellm
+from onward.model.source import ModelSource
+from onward.model.tokenizer import LoadedTokenizer
+from onward.recipe import Corpus, Evaluation, Recipe, Training, format_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens, steps and repetition of a run.
+
+    steps: cumulative at the end of each stage. needed and available sequences per corpus; repetition = needed /
+    available. disk_bytes: predicted size of checkpoints. parameters: of the base model, tied ones counted once.
+    """
+
+    stages: tuple[int, ...]
+    steps: tuple[int, ...]
+    sequence_tokens: int
+    sequences_per_step: int
+    step_tokens: int
+    replay_share: str | None
+    domain_sequences_needed: int
+    domain_sequences_available: int
+    domain_repetition: float
+    general_sequences_needed: int
+    general_sequences_available: int
+    general_repetition: float
+    parameters: int
+    disk_bytes: int | None
+
+
+def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -> None:
+    """Refuse what the model cannot take: a sequence longer than its context, ids outside its vocabulary."""
+    config = json.loads((base.folder / "config.json").read_bytes())
+    config = config.get("text_config", config)
+    problems = []
+    context, length = config.get("max_position_embeddings"), recipe.training.sequence_tokens
+    if context is not None and length > context:
+        todo = f"set training.sequence_tokens to {context} or less"
+        where = "training.sequence_tokens"
+        problems.append(
+            UserError("a sequence is longer than the model's context", where, str(length), f"at most {context}", todo)
+        )
+    rows = config.get("vocab_size")
+    if rows is not None and tokenizer.vocabulary_size > rows:
+        got = f"{tokenizer.vocabulary_size} ids in the tokenizer, {rows} embeddings in the model"
+        todo = "use the tokenizer that belongs to this model"
+        problems.append(UserError("the tokenizer does not fit the model", str(base.folder), got, todo=todo))
+    if is_mobilellm(base.folder) and tokenizer.vocabulary_size != rows:
+        got = f"{tokenizer.vocabulary_size} ids in the tokenizer, {rows} embeddings in the model"
+        problems.append(UserError("this is not MobileLLM's tokenizer", str(base.folder), got))
+    if problems:
+        raise UserErrors(f"{recipe.name}: this model cannot run this recipe", problems)
+
+
+def wanted_tokens(corpus: Corpus, needed_sequences: int, recipe: Recipe) -> int:
+    """How many kept tokens to prepare: what training reads once, and enough documents to fill the held-out part."""
+    passes = min(1.0, recipe.training.maximum_repetition)
+    needed = ceil(needed_sequences * recipe.training.sequence_tokens / passes)
+    return max(needed, _for_held_out(corpus, recipe.evaluation), 1)
+
+
+def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
+    if corpus.held_out.sources or not corpus.held_out.share or evaluation.held_out_tokens is None:
+        return 0
+    return floor(evaluation.held_out_tokens / corpus.held_out.share)
+
+
+def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: PreparedCorpus | None) -> Plan:
+    """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap."""
+    batches = plan_batches(recipe.training, recipe.seed)
+    needed_domain, needed_general = batches.needed_sequences()
+    available_domain = domain.ledger.sequences
+    available_general = general.ledger.sequences if general is not None else 0
+    _check_repetition(recipe.training, batches, available_domain, available_general)
+    replay = recipe.training.forgetting.replay
+    return Plan(
+        stages=recipe.training.stages,
+        steps=batches.stage_steps,
+        sequence_tokens=batches.sequence_tokens,
+        sequences_per_step=batches.sequences_per_step,
+        step_tokens=batches.step_tokens,
+        replay_share=None if replay is None else f"{float(replay * 100):g}%",
+        domain_sequences_needed=needed_domain,
+        domain_sequences_available=available_domain,
+        domain_repetition=needed_domain / available_domain,
+        general_sequences_needed=needed_general,
+        general_sequences_available=available_general,
+        general_repetition=needed_general / available_general if available_general else 0.0,
+        parameters=parameters,
+        disk_bytes=sum(checkpoint_bytes(recipe.training, parameters)),
+    )
+
+
+def checkpoint_bytes(training: Training, parameters: int) -> tuple[int, int]:
+    """Return the bytes of all resumable states, and of the models at the ends of the stages.
+
+    A state holds fp32 weights and two moments; one more than is kept exists while a new one is written, and each
+    stage's end keeps its own. A releasable model is at most fp32.
+    """
+    stages = len(training.stages)
+    return 12 * parameters * (training.keep_checkpoints + 1 + stages), 4 * parameters * stages
+
+
+def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:
+    """Refuse a budget larger than the domain text allows before general text is sampled for it, which takes longest."""
+    batches = plan_batches(recipe.training, recipe.seed)
+    enough = ceil(batches.needed_sequences()[1] / recipe.training.maximum_repetition)
+    _check_repetition(recipe.training, batches, domain.ledger.sequences, enough)
+
+
+def _check_repetition(training: Training, batches: BatchPlan, domain: int, general: int) -> None:
+    problems = [too_often("domain", domain, training, batches), too_often("general", general, training, batches)]
+    found = [problem for problem in problems if problem is not None]
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise UserErrors("both texts are too short for this run", found)
+
+
+def too_often(
+    role: str,
+    available: int,
+    training: Training,
+    batches: BatchPlan,
+    basis: Literal["prepared", "at most, by a sample"] = "prepared",
+) -> UserError | None:
+    """Return what is wrong when a run passes over its text more often than the cap, with the budget that would work.
+
+    role: domain or general. available: packed sequences. basis: how their number is known.
+    """
+    place = ("domain", "general").index(role)
+    cap, length = training.maximum_repetition, batches.sequence_tokens
+
+    def needed(steps: int) -> int:
+        return batches.needed_sequences(steps)[place]
+
+    wanted = needed(batches.total_steps)
+    if wanted <= cap * available:
+        return None
+    # The longest run that works, in whole steps: a budget between two steps is rounded up to the next.
+    steps = bisect_right(range(batches.total_steps), cap * available, key=needed) - 1
+    possible = steps * batches.step_tokens
+    shorter = f"end the last stage at {format_tokens(possible)} or less, " if possible >= training.batch_tokens else ""
+    return UserError(
+        "the token budget is larger than the text allows",
+        f"training.stages, {'corpus' if role == 'domain' else role}",
+        f"{format_tokens(wanted * length)} tokens needed from {format_tokens(available * length)} {basis}: "
+        f"{wanted / max(available, 1):.1f} repetitions",
+        f"at most {cap:g} repetitions",
+        f"add text, {shorter}or raise training.maximum_repetition",
+    )

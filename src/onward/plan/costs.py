@@ -1,0 +1,246 @@
+"""What training and scoring cost in time and room: arithmetic over what the machine does, with stated assumptions.
+
+Times are ranges. Where nothing was measured they rest on the shares of the peak below, which other models on other
+machines may miss; `onward plan --measure` replaces them by a few real steps.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from onward.artifact import Folders
+from onward.batches import BatchPlan
+from onward.errors import UserError
+from onward.model.flops import evaluation_flops, training_flops
+from onward.model.shape import ModelShape
+from onward.plan.budget import checkpoint_bytes
+from onward.plan.foresight import (
+    DiskForesight,
+    EvaluationForesight,
+    Machine,
+    Range,
+    TextForesight,
+    Timed,
+    TrainingForesight,
+)
+from onward.recipe import Evaluation, Training
+from onward.training.hardware import Hardware
+from onward.training.strategy import Sharding, Strategy
+
+UTILISATION = {
+    ("cuda", "bf16"): Range(0.25, 0.40, 0.50),
+    ("cuda", "fp32"): Range(0.40, 0.60, 0.75),
+    ("cpu", "bf16"): Range(0.06, 0.15, 0.25),
+    ("cpu", "fp32"): Range(0.20, 0.40, 0.60),
+}
+"""Model FLOPs of training over the dense peak, one device, nothing recomputed.
+
+cuda bf16: llm.c trains GPT-2 124M at 475k tokens/s on an H100, 0.38 of 989 TFLOP/s; PaLM 0.46 (arXiv 2204.02311).
+cuda fp32: no tensor cores, so less waits for memory; an assumption. cpu: over a matrix product timed on the same
+machine. bf16 in AMX tiles: 0.10 with 5M and 0.19 with 125M parameters on one core (5,077 and 333 tokens/s, a product at
+1.4 TFLOP/s). fp32: 0.26 with 4M on a busy core, more is an assumption.
+"""
+NARROW = 512
+"""Below this width a GPU waits for launches and memory more than it multiplies: the share of the peak falls with the
+width (an assumption)."""
+SCALING: dict[Sharding, Range] = {
+    "none": Range(0.85, 0.93, 1.0),
+    "zero2": Range(0.75, 0.88, 1.0),
+    "zero3": Range(0.60, 0.80, 0.95),
+}
+"""What is left of a device's speed among several in one machine, by how they share the model (an assumption)."""
+LAUNCH_SECONDS = Range(1e-4, 3e-4, 1e-3)
+"""A GPU's time for one block, forward and backward, that no arithmetic explains: some hundred kernels of a few
+microseconds (an assumption)."""
+SCORING = Range(0.15, 0.40, 0.70)
+"""Share of the fp32 peak in scoring: short rows, padding, tokenising between (an assumption)."""
+SETTING_UP_SECONDS, REQUEST_SECONDS = Range(2.0, 5.0, 15.0), Range(2e-4, 4e-4, 8e-4)
+"""Of scoring one model: to load it; to build, tokenise and record a request. lm-eval's prompts for the 123,274
+requests of the seven tasks take 50 s (`tasks.questions`)."""
+MEASURED_ERROR = 0.15
+"""A few steps differ from thousands: clocks, other processes, longer documents."""
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """One of the seven benchmarks, zero-shot: items, requests, distinct inputs (rows), and the rows' UTF-8 bytes."""
+
+    items: int
+    requests: int
+    rows: int
+    bytes: int
+
+
+TASK_SIZES = {
+    "mmlu": TaskSize(14_042, 56_168, 14_042, 7_780_925),
+    "arc_easy": TaskSize(2_376, 9_501, 9_138, 1_429_391),
+    "arc_challenge": TaskSize(1_172, 4_687, 4_558, 824_159),
+    "hellaswag": TaskSize(10_042, 40_168, 40_168, 14_559_494),
+    "winogrande": TaskSize(1_267, 2_534, 2_534, 267_791),
+    "boolq": TaskSize(3_270, 6_540, 3_270, 2_046_823),
+    "piqa": TaskSize(1_838, 3_676, 3_668, 562_842),
+}
+"""Counted over the benchmarks' original files with `onward.tasks.load_items` and the tiny base's tokenizer, lm-eval
+0.4.12; one-token answers to one question share a row (`score_continuations`)."""
+_BYTES_PER_TOKEN = 4.0
+"""Of English, where no text was looked at."""
+_HOST_BANDWIDTH = 20e9
+_ROW_BYTES = 100
+"""A row of items.parquet."""
+
+
+def pairs_of(texts: Sequence[TextForesight], replay: float) -> float:
+    """Return causal pairs per token of the mixture; replay: share of general text."""
+    by_role = {text.role: text.pairs_per_token for text in texts}
+    return by_role["domain"] * (1 - replay) + by_role.get("general", by_role["domain"]) * replay
+
+
+def utilisation(machine: Machine, shape: ModelShape, strategy: Strategy) -> Range:
+    """Return the share of the peak that training reaches by assumption, all devices together.
+
+    Recomputing every n-th block repeats a third of its share of the arithmetic.
+    """
+    share = UTILISATION[machine.kind, machine.precision]
+    if machine.kind == "cuda" and shape.hidden < NARROW:
+        share = Range(share.low * shape.hidden / NARROW / 2, share.value * shape.hidden / NARROW, share.high)
+    if strategy.checkpoint_every:
+        share = share.times(1 / (1 + 1 / (3 * strategy.checkpoint_every)))
+    if machine.count == 1:
+        return share
+    lost = SCALING[strategy.sharding]
+    return Range(share.low * lost.low, share.value * lost.value, share.high * lost.high)
+
+
+def offload_seconds(hardware: Hardware, parameters: int, micro_batches: int) -> Range:
+    """Return what offloading adds to a step at most: weights come twice a micro-batch, gradients go once, 4 bytes each.
+
+    AdamW in the machine's memory moves 28 bytes per parameter at some 20 GB/s. Transfers overlap with computing, so it
+    may be as little as half.
+    """
+    if hardware.link_bandwidth is None:
+        return Range.exactly(0.0)
+    each = parameters / hardware.count
+    moved = 12 * each * micro_batches / hardware.link_bandwidth + 28 * each / _HOST_BANDWIDTH
+    return Range(moved / 2, moved, moved * 1.5)
+
+
+def foresee_training(
+    machine: Machine,
+    hardware: Hardware,
+    shape: ModelShape,
+    plan: BatchPlan,
+    pairs_per_token: float,
+    strategy: Strategy,
+    timed: Timed | None,
+) -> TrainingForesight:
+    """Return the time of all steps: model FLOPs / (peak x share), or what a few real steps took."""
+    flops = training_flops(shape, plan.step_tokens, round(plan.step_tokens * pairs_per_token))
+    peak = machine.peak_flops * machine.count
+    if timed is None:
+        seconds = Range.exactly(flops / peak).divided_by(utilisation(machine, shape, strategy))
+        micro_batches = ceil(plan.sequences_per_step / machine.count / strategy.micro_batch)
+        if machine.kind == "cuda":
+            seconds = seconds.plus(LAUNCH_SECONDS.times(shape.layers * micro_batches))
+        if strategy.offload:
+            seconds = seconds.plus(offload_seconds(hardware, shape.parameters, micro_batches))
+    else:
+        seconds = timed.step_seconds
+    return TrainingForesight(
+        basis="estimated" if timed is None else "measured",
+        step_flops=float(flops),
+        utilisation=Range.exactly(flops / peak).divided_by(seconds),
+        tokens_per_second=Range.exactly(plan.step_tokens).divided_by(seconds),
+        seconds=seconds.times(plan.total_steps),
+        stage_seconds=tuple(seconds.times(steps) for steps in plan.stage_steps),
+    )
+
+
+def foresee_evaluation(
+    evaluation: Evaluation, shape: ModelShape, peak_flops: float, texts: Sequence[TextForesight], models: int
+) -> EvaluationForesight:
+    """Return the time of scoring: tasks and held-out text, forward passes in fp32 on one device.
+
+    peak_flops: of the device in fp32. models: how many are scored.
+    """
+    ratio = texts[0].bytes_per_token or _BYTES_PER_TOKEN
+    known = {task: TASK_SIZES[task] for task in evaluation.tasks if task in TASK_SIZES}
+    requests, tokens, pairs = 0, 0.0, 0.0
+    for size in known.values():
+        share = min(1.0, (evaluation.limit or size.items) / size.items)
+        length = size.bytes / ratio / size.rows
+        requests += ceil(size.requests * share)
+        tokens += size.rows * share * length
+        pairs += size.rows * share * length * (length + 1) / 2
+    for text in texts:
+        scored = min(text.held_out_tokens, evaluation.held_out_tokens or text.held_out_tokens)
+        tokens += scored
+        pairs += scored * text.pairs_per_token
+    flops = evaluation_flops(shape, round(tokens), round(pairs))
+    each = Range.exactly(flops / peak_flops).divided_by(SCORING)
+    each = each.plus(SETTING_UP_SECONDS).plus(REQUEST_SECONDS.times(requests))
+    return EvaluationForesight(
+        models=models,
+        requests=requests,
+        tokens=tokens,
+        seconds=each.times(models),
+        unknown_tasks=tuple(task for task in evaluation.tasks if task not in known),
+    )
+
+
+def foresee_disk(
+    training: Training,
+    parameters: int,
+    texts: Sequence[TextForesight],
+    evaluation: EvaluationForesight,
+    folders: Folders,
+    run_folder: Path,
+) -> DiskForesight:
+    """Return what is still to be written, and what is free where it goes.
+
+    Checkpoints that the run has already are not counted again.
+    """
+    checkpoints, models = checkpoint_bytes(training, parameters)
+    there = sum(path.stat().st_size for path in (run_folder / "checkpoints").rglob("*") if path.is_file())
+    remaining = max(0, checkpoints + models - there) / (checkpoints + models)
+    return DiskForesight(
+        corpora=sum(text.disk_bytes for text in texts),
+        checkpoints=checkpoints * remaining,
+        models=models * remaining,
+        scores=float(evaluation.models * evaluation.requests * _ROW_BYTES),
+        free={str(folder): shutil.disk_usage(_existing(folder)).free for folder in (folders.cache, folders.runs)},
+    )
+
+
+def disk_problems(disk: DiskForesight, folders: Folders) -> list[UserError]:
+    """Say where there is too little room: corpora go into the cache, all else into the run's folder."""
+    needed: dict[int, tuple[float, list[str]]] = {}
+    run = disk.checkpoints + disk.models + disk.scores
+    for folder, size in ((folders.cache, disk.corpora), (folders.runs, run)):
+        device = _existing(folder).stat().st_dev
+        before, places = needed.get(device, (0.0, []))
+        needed[device] = (before + size, [*places, str(folder)])
+    problems = []
+    for size, places in needed.values():
+        free = disk.free[places[0]]
+        if size > free:
+            got, expected = f"{gigabytes(free)} free", f"about {gigabytes(size)}"
+            todo = (
+                f"free {gigabytes(size - free)}, lower training.keep_checkpoints, or write elsewhere (--cache, --runs)"
+            )
+            problems.append(UserError("the disk is too small for this run", " and ".join(places), got, expected, todo))
+    return problems
+
+
+def gigabytes(size: float) -> str:
+    """Write an amount of memory or disk: `1.5 GB`, `320 MB`, `12 kB`."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit * 0.9995:
+            return f"{size / unit:.3g} {name}"
+    return f"{size / 1e3:.0f} kB"
+
+
+def _existing(folder: Path) -> Path:
+    """Return the nearest folder above that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())

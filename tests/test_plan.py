@@ -1,0 +1,173 @@
+"""The plan of a whole recipe: what it foresees, what it measures, what it refuses, each with a way out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import small_run
+from onward.artifact import read_manifest
+from onward.corpus.preparation import Preparation, plan_preparation
+from onward.corpus.prepare import make
+from onward.errors import UserError
+from onward.model.source import ModelSource, describe
+from onward.model.tokenizer import read_tokenizer
+from onward.plan import Foresight, foresee, plan_run, wanted_tokens
+from onward.recipe import Recipe
+from onward.training import hardware as machines
+
+PEAK = 1e11
+
+
+@pytest.fixture(autouse=True)
+def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the matrix products that are timed on a CPU."""
+    monkeypatch.setattr(machines, "measure_matmul_peak", lambda *_: PEAK)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return small_run.write_inputs(tmp_path)
+
+
+def preparations(recipe: Recipe, place: Path) -> tuple[ModelSource, dict[str, Preparation]]:
+    base = describe(place / "model")
+    needed = {"domain": 72, "general": 8}
+    corpora = {"domain": recipe.corpus, "general": recipe.general}
+    found = {
+        role: plan_preparation(
+            corpus,
+            tokenizer=read_tokenizer(base.folder),
+            sequence_tokens=recipe.training.sequence_tokens,
+            wanted_tokens=wanted_tokens(corpus, needed[role], recipe),
+            seed=recipe.seed,
+            folders=small_run.folders(place),
+            label=role,
+        )
+        for role, corpus in corpora.items()
+        if corpus is not None
+    }
+    return base, found
+
+
+def foreseen(place: Path, hardware: str | None = None, measure: bool = False, **changes: Any) -> Foresight:
+    recipe = small_run.recipe(place, **changes)
+    base, found = preparations(recipe, place)
+    folders = small_run.folders(place)
+    return foresee(recipe, base=base, preparations=found, folders=folders, hardware=hardware, measure=measure)
+
+
+def test_a_plan_foresees_what_the_run_then_computes(place: Path) -> None:
+    before = foreseen(place)
+    before.check()
+    recipe = small_run.recipe(place)
+    base, found = preparations(recipe, place)
+    assert all(read_manifest(preparation.folder) is None for preparation in found.values()), "planning prepares nothing"
+    domain, general = (make(preparation, None, None) for preparation in found.values())
+    plan = plan_run(recipe, before.parameters, domain, general)
+    after = foreseen(place)
+    assert (before.stages, before.steps) == (plan.stages, plan.steps) == (after.stages, after.steps)
+    assert [text.basis for text in before.texts] == ["estimated", "estimated"]
+    assert [text.basis for text in after.texts] == ["prepared", "prepared"]
+    for foresight, tolerance in ((before, 0.05), (after, 1e-9)):
+        passes = [text.passes.value for text in foresight.texts]
+        assert passes == pytest.approx([plan.domain_repetition, plan.general_repetition], rel=tolerance)
+    assert after.disk.corpora == 0
+    assert after.disk.checkpoints + after.disk.models == plan.disk_bytes
+    assert before.parameters == plan.parameters
+    assert base.name == before.model
+
+
+def test_a_plan_for_this_machine_gives_hours_memory_and_disk(place: Path) -> None:
+    found = foreseen(place)
+    assert found.machine.here
+    assert found.machine.peak_flops == PEAK or found.machine.kind == "cuda"
+    assert found.memory is not None
+    assert found.memory.chosen is not None
+    chosen = found.memory.strategies[found.memory.chosen]
+    assert chosen.fits
+    assert 0 < chosen.peak_bytes <= found.memory.budget_bytes
+    assert found.training is not None
+    assert 0 < found.training.seconds.low < found.training.seconds.high
+    assert found.training.stage_seconds[-1] == found.training.seconds
+    assert found.evaluation.models == 3
+    assert found.disk.total > 0
+    assert json.loads(json.dumps(found.as_json(), allow_nan=False))["name"] == "small"
+
+
+def test_a_machine_that_is_not_here_can_be_planned_for(place: Path) -> None:
+    found = foreseen(place, hardware="8xh100")
+    assert (found.machine.count, found.machine.kind, found.machine.here) == (8, "cuda", False)
+    assert found.machine.peak_flops == pytest.approx(66.9e12), "the recipe asks for fp32"
+    assert found.memory is not None
+    assert found.memory.budget_bytes > 60 * 2**30
+
+
+def test_hardware_that_is_not_known_is_answered_with_the_nearest_name(place: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        foreseen(place, hardware="h1000")
+    assert "h100" in str(refused.value.todo)
+
+
+def test_only_this_machine_can_be_measured(place: Path) -> None:
+    with pytest.raises(UserError, match="only this machine"):
+        foreseen(place, hardware="h100", measure=True)
+
+
+def test_a_few_real_steps_take_the_place_of_the_estimate(place: Path) -> None:
+    found = foreseen(place, measure=True)
+    assert found.timed is not None
+    assert found.training is not None
+    assert found.training.basis == "measured"
+    assert found.training.seconds.value == pytest.approx(8 * found.timed.step_seconds.value)
+    assert found.timed.peak_bytes > 0
+
+
+def test_all_that_makes_a_run_impossible_is_said_at_once_with_ways_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    found = foreseen(place, training__stages=[1_000_000], training__memory=1_000_000)
+    said = [str(problem) for problem in found.problems]
+    assert len(said) == 4, said
+    with pytest.raises(UserError) as refused:
+        found.check()
+    for part in ("training.stages, corpus", "training.stages, general", "the disk is too small", "memory"):
+        assert part in str(refused.value)
+    assert all(problem.todo for problem in found.problems)
+    assert found.training is None
+    assert found.memory is not None
+    assert found.memory.chosen is None
+    assert not any(option.fits for option in found.memory.strategies)
+
+
+def test_the_budget_that_would_work_is_named_and_works(place: Path) -> None:
+    (problem,) = foreseen(
+        place, general=None, training__forgetting={"replay": None}, training__stages=[1_000_000]
+    ).problems
+    assert "at most, by a sample" in str(problem.got)
+    budget = str(problem.todo).split("end the last stage at ")[1].split(" or less")[0]
+    shorter = foreseen(place, general=None, training__forgetting={"replay": None}, training__stages=[budget])
+    assert shorter.problems == ()
+
+
+def test_months_without_a_gpu_are_said_clearly_and_are_no_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "count_gpus", lambda: 0)
+    monkeypatch.setattr(machines, "measure_matmul_peak", lambda *_: 1e3)
+    found = foreseen(place)
+    assert found.problems == ()
+    (note,) = (note for note in found.notes if "no GPU" in note)
+    assert "--hardware h100" in note
+
+
+def test_a_source_that_is_never_reached_is_named(place: Path) -> None:
+    small_run.write_texts(place / "more.jsonl", 50, seed=3)
+    paths = [{"path": str(place / name)} for name in ("domain.jsonl", "more.jsonl")]
+    found = foreseen(place, corpus__sources=paths, corpus__tokens=2000, training__stages=[1920])
+    assert any("more.jsonl is not read" in note for note in found.notes)
+    assert not any("domain.jsonl is not read" in note for note in found.notes)
