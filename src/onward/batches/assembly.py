@@ -53,7 +53,7 @@ def _fill(  # type: ignore[no-untyped-def]
     # (4.6 ns a token against 6.3).
     for n in range(len(sequences)):
         row = rows[n]
-        at = 0
+        at = np.int64(0)
         first_piece = start[sequences[n]]
         for piece in range(first_piece, start[sequences[n] + 1]):
             begin, size = offset[piece] - first_token, np.int64(length[piece])

@@ -1,6 +1,5 @@
 """The loop over steps: updates, record, saves, signals, and what the guard orders."""
 
-import ctypes
 import gc
 import time
 from collections.abc import Iterator
@@ -20,14 +19,12 @@ from onward.signals import Interrupted, stop_on_signals
 from onward.training.guard import Finding, PlateauWatch, diagnose
 from onward.training.learner import Measured, is_out_of_memory
 from onward.training.loader import Loader, Step
-from onward.training.memory import MemoryMeter
+from onward.training.meter import MemoryMeter
 from onward.training.record import Record
 from onward.training.schedule import learning_rate
 from onward.training.session import Session
 from onward.training.stages import Stage
 
-_TRIM_STEPS = 10
-"""Every so many steps a CPU run returns freed memory: it takes milliseconds and halves what the process holds."""
 _COLLECT_STEPS = 100
 """Every so many steps Python's garbage is collected; in between it would stop one rank while the others wait."""
 _GPU_CADENCE = 10
@@ -178,8 +175,6 @@ class Loop:
             finding = self.session.guard.observe(row["step"], loss, norm, not left_out)
             if finding is not None:
                 self._obey(finding)
-        if not self.on_gpu and self.session.step % _TRIM_STEPS == 0:
-            _return_freed_memory()
         if self.session.step % _COLLECT_STEPS == 0:
             gc.collect()
 
@@ -260,13 +255,6 @@ def collected_rarely() -> Iterator[None]:
         gc.unfreeze()
         if was:
             gc.enable()
-
-
-def _return_freed_memory() -> None:
-    """Ask glibc to give freed memory back; documents of all lengths leave holes that it would keep. Else nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 @contextmanager

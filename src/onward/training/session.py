@@ -26,6 +26,7 @@ from onward.training.fitting import Choice, budget, choose, free_memory_bytes, r
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
 from onward.training.learner import Learner
+from onward.training.meter import keep_freed_memory
 from onward.training.network import choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
@@ -86,6 +87,8 @@ class Session:
         self.guard = GuardWindow.of(training.guard, None)
         self.step = 0
         self.base_loss_nats: float | None = None
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         self.learner = self._learner(look=self._begins_at_base(first_end))
         self.restored_before(first_end)
 
