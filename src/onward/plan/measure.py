@@ -35,7 +35,7 @@ def time_steps(
     import torch
 
     from onward.training.learner import Learner
-    from onward.training.meter import MemoryMeter
+    from onward.training.memory import MemoryMeter
     from onward.training.network import Rows
     from onward.training.ranks import joined
 

@@ -19,7 +19,7 @@ from onward.signals import Interrupted, stop_on_signals
 from onward.training.guard import Finding, PlateauWatch, diagnose
 from onward.training.learner import Measured, is_out_of_memory
 from onward.training.loader import Loader, Step
-from onward.training.meter import MemoryMeter
+from onward.training.memory import MemoryMeter
 from onward.training.record import Record
 from onward.training.schedule import learning_rate
 from onward.training.session import Session

@@ -26,7 +26,7 @@ from onward.training.fitting import Choice, budget, choose, free_memory_bytes, r
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
 from onward.training.learner import Learner
-from onward.training.meter import keep_freed_memory
+from onward.training.memory import keep_freed_memory
 from onward.training.network import choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
