@@ -5,7 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import Folders
+import xxhash
+from safetensors.numpy import load_file
+
+from onward.artifact import Folders, file_hash
 from onward.recipe import Recipe, recipe_from_mapping
 from synthetic import write_model
 
@@ -68,3 +71,15 @@ def recipe(place: Path, **changes: Any) -> Recipe:
 
 def folders(place: Path) -> Folders:
     return Folders(place / "cache", place / "runs")
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a file; of safetensors that of names and tensors: their header comes in another order every time."""
+    if path.suffix != ".safetensors":
+        return file_hash(path)
+    tensors = load_file(path)
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()

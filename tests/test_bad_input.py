@@ -432,7 +432,7 @@ def test_two_processes_preparing_the_same_text(place: Path, command: Command) ->
 def test_damage_to_finished_artifacts_is_found_and_mended_as_told(place: Path, command: Command) -> None:
     result = command("run")
     assert result.exit_code == 0, result.output
-    weights = place / "runs/small/checkpoints/tokens-000001920/state/weights.safetensors"
+    weights = place / "runs/small/checkpoints/tokens-000001920/state/shard-00001-model-00001-of-00001.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     said = refusal(command("run"))
     assert "is damaged" in said

@@ -17,7 +17,8 @@ import small_run
 from onward.cli import app
 from onward.recipe import Recipe, load_recipe
 
-COMMANDS = ("run", "prepare", "train", "evaluate", "report", "inspect", "export", "init", "schema")
+COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "report", "inspect", "export")
+COMMANDS += ("init", "schema")
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "pyarrow", "pydantic", "yaml", "rich", "lm_eval", "scipy"}
 HELP_SECONDS = 0.3
 
@@ -26,8 +27,12 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, arguments)
 
 
+def named(command: Any) -> str:
+    return str(command.callback.__name__).replace("_", "-")
+
+
 def test_the_commands_are_those_that_are_tested_here() -> None:
-    assert tuple(command.callback.__name__ for command in app.registered_commands if command.callback) == COMMANDS
+    assert tuple(named(command) for command in app.registered_commands) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -35,7 +40,7 @@ def test_every_command_has_help_that_explains_its_options(name: str) -> None:
     result = invoke(name, "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.output
-    (command,) = (c for c in app.registered_commands if c.callback is not None and c.callback.__name__ == name)
+    (command,) = (c for c in app.registered_commands if named(c) == name)
     assert command.callback is not None
     purpose = str(command.callback.__doc__).split("\n")[0]
     assert " ".join(purpose.split()) in " ".join(result.output.split())

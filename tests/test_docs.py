@@ -33,6 +33,7 @@ PAGES = (
     "docs/ray.md",
     "docs/recipe.md",
     "docs/slurm.md",
+    "docs/training.md",
 )
 NUM_COMMANDS = {
     "README.md": 6,
@@ -41,9 +42,11 @@ NUM_COMMANDS = {
     "docs/recipe.md": 1,
     "docs/ray.md": 2,
     "docs/slurm.md": 3,
+    "docs/training.md": 6,
 }
 NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
-RUN_COMMANDS = ("run", "prepare", "train", "evaluate", "report")
+RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "report")
+LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
 
 
@@ -85,7 +88,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     calls: list[tuple[str, str]] = []
 
     @contextmanager
-    def record(recipe: str, overrides: list[str] | None, *places: Any) -> Iterator[None]:
+    def record(recipe: str, overrides: list[str] | None, *places: Any, **more: Any) -> Iterator[None]:
         calls.append((recipe, load_recipe(recipe, overrides or ()).name))
         raise cli.typer.Exit(0)
         yield
@@ -117,13 +120,16 @@ def test_every_command_is_understood(repository: Path, place: Path, opened: list
     for line in lines:
         before = len(opened)
         understand(repository, line)
-        runs = shlex.split(line)[:2] in [["onward", command] for command in RUN_COMMANDS]
+        words = shlex.split(line)
+        runs = "onward" in words and words[words.index("onward") + 1] in RUN_COMMANDS
         assert len(opened) == before + runs, line
 
 
 def understand(repository: Path, line: str) -> None:
     """Run an `onward` command with its work replaced; of `make` check the target. Nothing else is accepted."""
     program, *arguments = shlex.split(line)
+    if program in LAUNCHERS:
+        program, *arguments = arguments[arguments.index("onward") :]
     if program == "make":
         targets = re.findall(r"^([\w-]+):", (repository / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert arguments, line
@@ -259,7 +265,7 @@ def test_named_recipe_keys_exist(repository: Path) -> None:
 def test_the_readme_lists_every_module_in_the_order_of_the_flow(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w]+(?:\.py|/))` \| \S", readme, re.MULTILINE)
-    found = [p for p in (repository / "src/onward").iterdir() if not p.name.startswith("__")]
+    found = [p for p in (repository / "src/onward").iterdir() if p.name not in ("__init__.py", "__pycache__")]
     present = {f"{p.name}/" if p.is_dir() else p.name for p in found if p.is_dir() or p.suffix == ".py"}
     assert set(rows) == present
     assert [row.removesuffix(".py").rstrip("/") for row in rows] == list(ORDER)

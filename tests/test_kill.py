@@ -22,7 +22,7 @@ import yaml
 import onward
 import onward.terminal
 import small_run
-from onward.artifact import Folders, file_hash, read_manifest
+from onward.artifact import Folders, read_manifest
 from onward.cli import main
 from onward.terminal import Terminal
 from onward.training.record import read_rows
@@ -30,8 +30,8 @@ from onward.training.record import read_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 FORK = multiprocessing.get_context("fork")
-LONGEST_LIFE = 30
-"""Changes on disk after which an attempt is dead at the latest; the longest artifact takes about a third of them."""
+LONGEST_LIFE = 42
+"""Changes on disk after which an attempt is dead at the latest; the longest artifact takes about two thirds of them."""
 CHANGES: dict[str, Any] = {
     "training__stages": [4800, 9600],
     "corpus__tokens": "1M",
@@ -134,7 +134,7 @@ def facts(place: Path) -> dict[str, Any]:
         elif "/report/" in name or path.name in ("environment.json", "events.jsonl", "artifacts.json", "recipe.yaml"):
             found[name] = None  # its being there is all: times, paths
         else:
-            found[name] = file_hash(path)
+            found[name] = small_run.content_hash(path)
     return found
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import onward
 import small_run
-from onward.artifact import file_hash
 from onward.errors import UserError
 from onward.training.record import read_rows
 
@@ -15,7 +14,8 @@ BLOCKS: dict[str, Any] = {"training__order": "blocks", "corpus__block_tokens": 1
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted(folder.rglob("*.safetensors"))}
+    paths = sorted(folder.rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): small_run.content_hash(path) for path in paths}
 
 
 def losses(folder: Path) -> list[float]:

@@ -27,6 +27,8 @@ from onward.pipeline import Corpora, RunResult
 from onward.recipe import Recipe
 from onward.training.record import read_rows
 
+STATE = "shard-00001-model-00001-of-00001.safetensors"
+"""The state of a small model from one rank lies in one file."""
 STAGES = ("tokens-000001920", "tokens-000003840")
 REPORT = {"report/index.html", "report/report.md", "report/training.svg", "report/text.svg"} | {
     f"report/lengths-{name}.svg" for name in ("domain", "general")
@@ -86,8 +88,7 @@ def test_a_run_returns_what_it_promises(finished: tuple[Path, RunResult]) -> Non
 
 def test_the_files_are_those_of_the_design(finished: tuple[Path, RunResult]) -> None:
     place, result = finished
-    state = {"manifest.json", *(f"state/{name}" for name in ("weights.safetensors", "optimizer.safetensors"))}
-    state |= {"state/cursor.json"}
+    state = {"manifest.json", f"state/{STATE}", "state/cursor.json"}
     model = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     expected = {"recipe.yaml", "environment.json", "plan.json", "artifacts.json", "metrics.jsonl", "events.jsonl"}
     expected |= REPORT
@@ -119,8 +120,8 @@ def test_the_record_and_the_frozen_recipe_tell_what_was_done(finished: tuple[Pat
     environment = json.loads((result.folder / "environment.json").read_bytes())
     assert environment["onward"] == onward.__version__
     for stage in result.stages:
-        weights, exported = load_file(stage.folder / "state/weights.safetensors"), stage.model / "model.safetensors"
-        assert all((weights[name] == tensor).all() for name, tensor in load_file(exported).items())
+        state, exported = load_file(stage.folder / "state" / STATE), stage.model / "model.safetensors"
+        assert all((state[f"weights.{name}"] == tensor).all() for name, tensor in load_file(exported).items())
 
 
 def test_the_ledger_is_exact_to_the_document(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_finished_run_is_seen_without_model_tasks_or_text(
 
     for name in ("onward.model.load.load_model", "onward.tasks.load_items", "onward.corpus.making.in_order"):
         monkeypatch.setattr(name, refuse)
-    monkeypatch.setattr("onward.training.session.load_model", refuse)
+    monkeypatch.setattr("onward.training.learner.load_model", refuse)
     assert run(place).stage_scores == first.stage_scores
 
 
@@ -191,12 +192,12 @@ def test_a_finished_run_needs_neither_torch_nor_transformers(finished: tuple[Pat
 
 def test_without_its_manifest_the_last_checkpoint_is_made_anew_and_nothing_else(copied: Path) -> None:
     folder = copied / "runs/small/checkpoints" / STAGES[1]
-    before, hashes = files_of(copied), {p.name: file_hash(p) for p in folder.rglob("*.safetensors")}
+    before, hashes = files_of(copied), {p.name: small_run.content_hash(p) for p in folder.rglob("*.safetensors")}
     (folder / "manifest.json").unlink()
     run(copied)
     after = files_of(copied)
     assert after.keys() == before.keys()
-    assert {p.name: file_hash(p) for p in folder.rglob("*.safetensors")} == hashes
+    assert {p.name: small_run.content_hash(p) for p in folder.rglob("*.safetensors")} == hashes
     changed = {name.removeprefix("runs/small/") for name in after if after[name] != before[name]}
     redone = {name for name in changed if name.startswith(f"checkpoints/{STAGES[1]}/")}
     assert redone
@@ -228,7 +229,7 @@ def test_a_changed_field_is_refused_by_name(
 
 
 def test_what_changes_cost_only_may_change(copied: Path) -> None:
-    weights = copied / "runs/small/checkpoints" / STAGES[1] / "state/weights.safetensors"
+    weights = copied / "runs/small/checkpoints" / STAGES[1] / "state" / STATE
     before = weights.stat().st_mtime_ns
     run(copied, training__micro_batch_sequences=1, training__keep_checkpoints=5)
     assert weights.stat().st_mtime_ns == before

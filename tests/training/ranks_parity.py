@@ -69,7 +69,8 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     with joined(needs_group=True) as ranks:
         for strategy in strategies():
-            found.append({"strategy": asdict(strategy), "losses": losses(folder, strategy, ranks)})
+            losses_of = losses(folder, strategy, ranks)
+            found += [{"strategy": asdict(strategy), "losses": losses_of}]
         if ranks.is_first:
             out.write_text(json.dumps({"world": ranks.world, "runs": found}))
     leave(0)

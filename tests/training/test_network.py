@@ -333,7 +333,7 @@ def test_the_masters_are_back_after_an_exception(deep: Any, batch: Batch) -> Non
     assert_back_in_place(network, masters, deep)
 
 
-@pytest.mark.timeout(300)  # ten seconds of a C++ compiler, or many more on a busy machine
+@pytest.mark.timeout(300)  # a C++ compiler at work, on a machine that may be busy
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns of its own imports and of what it inspects
 def test_compiled_blocks_and_loss_give_the_same_loss_and_gradients(batch: Batch) -> None:
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):

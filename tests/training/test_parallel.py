@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_parity import STEPS, losses, strategies
 
 from onward.training.launch import Place
 from onward.training.ranks import Ranks
 from onward.training.strategy import Strategy
-from ranks_parity import STEPS, losses, strategies
 from synthetic import llama_config, write_model
 
 HERE = Path(__file__).parent

@@ -65,7 +65,10 @@ def train_in(place: Path, name: str, training: Training | None = None, **more: A
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint: weights and moments by name."""
-    return {name: tensor for path in (folder / "state").glob("*.safetensors") for name, tensor in load_file(path).items()}
+    found: dict[str, torch.Tensor] = {}
+    for path in (folder / "state").glob("*.safetensors"):
+        found |= load_file(path)
+    return found
 
 
 def weights(stage: Stage) -> dict[str, torch.Tensor]:

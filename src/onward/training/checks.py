@@ -23,7 +23,7 @@ class StartChecks:
 
     packed_loss_nats and base_loss_nats: mean loss of the same tokens through the training step, and through the
     base model's own forward pass on each document alone in fp32. isolation_difference: largest change of other
-    documents' hidden states, relative to their size, when the first document is replaced; None without others.
+    documents' hidden states, relative to their size, when every second one is replaced; None without others.
     """
 
     packed_loss_nats: float
@@ -71,14 +71,16 @@ def _check_tokens(batch: Batch, tokenizer: LoadedTokenizer) -> int:
 
 
 def _isolation(learner: Learner, batch: Batch, vocabulary_size: int) -> float | None:
-    """Replace the very first document by other tokens; return how far all others, in every row, moved.
+    """Replace every second document by other tokens; return how far the others, in every row, moved.
 
-    None when the rows hold no other document.
+    None when the rows hold one document alone.
     """
-    changed_BT = np.zeros_like(batch.documents_BT, dtype=bool)
-    changed_BT[0] = batch.documents_BT[0] == 0
+    begins_BT = np.diff(batch.documents_BT, axis=1, prepend=-2) != 0
+    is_document_BT = batch.documents_BT >= 0
+    number_BT = (begins_BT & is_document_BT).cumsum().reshape(begins_BT.shape)
+    changed_BT = is_document_BT & (number_BT % 2 == 1)
     changed = replace(batch, ids_BT=np.where(changed_BT, (batch.ids_BT + 1) % vocabulary_size, batch.ids_BT))
-    others = torch.from_numpy((batch.documents_BT >= 0) & ~changed_BT).view(-1)
+    others = torch.from_numpy(is_document_BT & ~changed_BT).view(-1)
     if not others.any():
         return None
     before, after = (learner.evaluate(Rows.of(b), hidden_only=True).cpu()[others].float() for b in (batch, changed))

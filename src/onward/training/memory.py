@@ -1,7 +1,6 @@
 """Memory of a training step: predicted from the model's shape, measured while it runs, the one corrected by the other.
 
-Letters: P parameters, N positions of a micro-batch, D hidden width, Q and K widths of queries and keys, I inner width of
-the MLP, V vocabulary, E bytes of a number in the compute precision.
+Bytes throughout.
 """
 
 import ctypes
@@ -21,7 +20,11 @@ _FP32 = 4
 """Bytes of a master weight, a gradient and each of Adam's two moments."""
 _BASELINE = {"cpu": 500 * 10**6, "cuda": 200 * 10**6}
 """A process that has imported torch and transformers (measured: 488 MB resident); cuBLAS's workspaces on a GPU."""
-_HEAP = 1.0
+_HEAP_BYTES, _HEAP_SHARE = 130 * 10**6, 0.17
+"""What glibc's heap holds in holes between tensors: a fixed part, and a share of what the step holds. Fitted to peaks of
+the 5M and the 125M shape in fp32 and bf16, with and without recomputing (benchmarks/memory_prediction.py), within 5 %."""
+_KERNEL_BYTES = 65 * 10**6
+"""Kernels that oneDNN has compiled for the shapes it met in bf16, with their workspaces: 40 to 75 MB on a CPU."""
 _GATHERED_BLOCKS = 2
 """Blocks that FSDP2 has whole at one time: the one at work, and the next one on its way."""
 
@@ -31,9 +34,9 @@ class MemoryUse:
     """What one rank holds at the peak of a training step, in bytes.
 
     weights: fp32 masters. cast: bf16 copies of the blocks' weights. gradients: fp32, with those still in bf16 on their
-    way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of one chunk,
-    with what the loss keeps. communication: gathered weights and buffers of reductions. baseline: the process before
-    there is a model. host: what offloading holds in the machine's memory instead; not part of the total.
+    way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the loss's
+    chunk, with the gradients it forms. communication: gathered weights and buffers of reductions. baseline: the process before
+    there is a model. heap: holes between tensors and compiled kernels, on a CPU. host: what offloading holds in the machine's memory instead; not part of the total.
     """
 
     weights: int
@@ -44,6 +47,7 @@ class MemoryUse:
     logits: int
     communication: int
     baseline: int
+    heap: int = 0
     host: int = 0
 
     @property
@@ -85,7 +89,7 @@ def predict(
     backward_done = replace(held, gradients=_last_gradients(shape, strategy, held, width, micro_batches))
     moments = (in_loss, backward_done, replace(held, cast=0))
     peak = max(moments, key=lambda use: use.total)
-    return peak if kind == "cuda" else _in_heap(peak)
+    return peak if kind == "cuda" else _in_heap(peak, precision)
 
 
 def _state(
@@ -145,6 +149,7 @@ def _activations(shape: ModelShape, strategy: Strategy, positions: int, width: i
     recomputed = shape.layers // strategy.checkpoint_every if strategy.checkpoint_every else 0
     # The input of the first block is the embeddings, which nobody else keeps.
     per_position = (shape.layers - recomputed) * block + recomputed * width * shape.hidden
+    per_position += block if recomputed else 0
     per_position += (_FP32 + 2 * width) * shape.hidden + 2 * width * shape.head_dim
     return positions * per_position
 
@@ -190,14 +195,21 @@ def _loss_bytes(shape: ModelShape, chunk: int, positions: int, width: int) -> in
     return logits + head + positions * shape.hidden * width
 
 
-def _in_heap(use: MemoryUse) -> MemoryUse:
-    """Add what the heap of glibc holds in holes between activations."""
-    return replace(use, activations=int(use.activations * _HEAP))
+def _in_heap(use: MemoryUse, precision: Precision) -> MemoryUse:
+    """Add what a CPU's heap holds beside the tensors."""
+    kernels = _KERNEL_BYTES if precision == "bf16" else 0
+    return replace(use, heap=_HEAP_BYTES + kernels + int(_HEAP_SHARE * (use.total - use.baseline)))
+
+
+_UNCERTAIN = ("activations", "logits", "communication", "heap")
 
 
 def corrected(use: MemoryUse, factor: float) -> MemoryUse:
-    """Return a prediction whose uncertain parts (activations and logits) are scaled by a measured factor."""
-    return replace(use, activations=int(use.activations * factor), logits=int(use.logits * factor))
+    """Return a prediction whose uncertain parts are scaled by a measured factor.
+
+    Weights, moments and gradients are known to the byte; activations, logits, communication and the heap are not.
+    """
+    return replace(use, **{name: int(getattr(use, name) * factor) for name in _UNCERTAIN})
 
 
 def correction(use: MemoryUse, measured_bytes: int) -> float:
@@ -205,7 +217,7 @@ def correction(use: MemoryUse, measured_bytes: int) -> float:
 
     At least a tenth: what is certain may have been predicted too high.
     """
-    uncertain = use.activations + use.logits
+    uncertain = sum(int(getattr(use, name)) for name in _UNCERTAIN)
     return max(0.1, (measured_bytes - (use.total - uncertain)) / uncertain) if uncertain else 1.0
 
 

@@ -60,14 +60,6 @@ def verify_resume(
         return trials.verified(starts, kills, tolerance_nats, began)
 
 
-def parse_ranks(text: str) -> tuple[int, ...]:
-    """Read `1,2,1`; raises UserError."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError("these are no numbers of ranks", "--ranks", text, "1,2,1, say") from None
-
-
 def _ranks(asked: Sequence[int] | None) -> tuple[int, ...]:
     """Return the numbers of ranks, in turns; raises UserError for more GPUs than there are."""
     gpus = count_gpus()

@@ -69,6 +69,8 @@ def _words(found: Verification) -> list[str]:
     if found.kills:
         lost = f"{max(found.lost_steps)} steps lost at most by a kill, {found.interval_steps} between checkpoints"
         lines.append(f"{lost}; {found.kills_while_saving} of {found.kills} kills came while saving")
+        if max(found.lost_steps) > found.interval_steps:
+            lines.append("(more than that: the last checkpoint was still being written in the background)")
     if found.same_bits:
         lines.append("losses, weights and the optimizer's moments are equal to the bit")
     else:
