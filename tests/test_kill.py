@@ -30,7 +30,7 @@ from onward.training.record import read_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 FORK = multiprocessing.get_context("fork")
-LONGEST_LIFE = 42
+LONGEST_LIFE = 33
 """Changes on disk after which an attempt is dead at the latest; the longest artifact takes about two thirds of them."""
 CHANGES: dict[str, Any] = {
     "training__stages": [4800, 9600],

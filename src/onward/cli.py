@@ -187,11 +187,15 @@ def verify_resume(
     """Train some steps twice, the second time with kills, restarts and other ranks; exit 1 if they differ."""
     import json
 
+    from onward.errors import UserError
     from onward.terminal import print_verification
     from onward.verification import verify_resume
 
-    numbers = None if ranks is None else [int(part) if part.strip().isdigit() else 0 for part in ranks.split(",")]
     with opened(recipe, set_, cache, runs, workers) as opened_run:
+        parts = None if ranks is None else ranks.split(",")
+        if parts is not None and not all(part.strip().isdigit() for part in parts):
+            raise UserError("ranks are counted from one", "--ranks", ranks, "1,2,1, say")
+        numbers = None if parts is None else [int(part) for part in parts]
         found = verify_resume(
             opened_run, steps=steps, kills=kills, ranks=numbers, seed=seed, tolerance_nats=tolerance, keep=keep
         )

@@ -122,7 +122,8 @@ class Training(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """How many resumable states between stage ends are kept."""
     background_checkpoints: bool | Literal["auto"] = "auto"
-    """Write checkpoints while training goes on, from a copy. auto: where the copy fits easily."""
+    """Write checkpoints while training goes on, from a copy; a kill while one is written costs up to two intervals
+    instead of one. auto: on a GPU, where the copy fits easily."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the `tensorboard` package)."""
 

@@ -1,6 +1,7 @@
 """Choosing how a run fits: the fastest strategy within the memory there is, and the next one when it was not enough."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +12,24 @@ from onward.artifact import write_json
 from onward.errors import UserError
 from onward.model.shape import ModelShape
 from onward.recipe import Training
-from onward.training.hardware import Hardware, Kind, Precision, machine_memory_bytes
+from onward.training.hardware import Hardware, Kind, Precision, control_group_memory
 from onward.training.memory import MemoryUse, corrected, predict
 from onward.training.strategy import Sharding, Strategy
 
 _RETREAT = "retreat.json"
-_MICRO_TOKENS: dict[str, int] = {"cpu": 4096, "cuda": 65536}
+_MICRO_TOKENS: dict[Kind, int] = {"cpu": 4096, "cuda": 65_536}
 """Most tokens of a forward pass on one rank: measured fastest on a CPU; a GPU of the day is busy with so many."""
-_RESERVE: dict[str, float] = {"cpu": 0.1, "cuda": 0.08}
-"""Share of the free memory that is left alone: fragments, other processes, libraries' workspaces."""
+_CHUNK_BYTES: dict[Kind, int] = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+"""Logits of a chunk in fp32: a CPU gains where they stay in its caches, a GPU where they fill it."""
+_LEAST_CHUNK = 256
+_RESERVE: dict[Kind, float] = {"cpu": 0.1, "cuda": 0.08}
+"""Share of the free memory that is left alone: other processes, fragments, libraries' workspaces."""
+_CONTEXT_BYTES = 500 * 10**6
+"""What CUDA takes of a GPU before it holds a tensor."""
+_KNOBS = ("sharding", "offload", "gradient_checkpointing", "micro_batch_sequences", "loss_chunk_tokens")
+"""Fields of `training` that, left at auto, are chosen so that the step fits."""
+_LEAST_SEQUENCE = 128
+"""Shortest sequence that is proposed as a way out."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,11 @@ def candidates(
     offloads = (False, True) if kind == "cuda" else (False,)
     if training.offload != "auto":
         offloads = (training.offload,)
+    if training.compile != "auto":
+        compiled = training.compile
+    chunk = _loss_chunk(training, shape.vocabulary, kind)
     found = [
-        Strategy(sharding, offload, every, micro, _loss_chunk(training, shape.vocabulary, kind), bool(compiled))
+        Strategy(sharding, offload, every, micro, chunk, kind == "cuda" if compiled is None else compiled)
         for offload in offloads
         for sharding in shardings
         for every in checkpointing
@@ -79,26 +92,35 @@ def _options(asked: int | str, names: dict[str, int], auto: tuple[int, ...]) -> 
 
 
 def _micro_batches(training: Training, rows_per_rank: int, kind: Kind) -> tuple[int, ...]:
-    """Sequences of a forward pass, from the most to one: about 4,096 tokens on a CPU, 65,536 on a GPU."""
+    """Sequences of a forward pass, from the most to one, each an even share of the rank's rows."""
     if isinstance(training.micro_batch_sequences, int):
         return (min(training.micro_batch_sequences, rows_per_rank),)
-    most = max(1, min(rows_per_rank, _MICRO_TOKENS[kind] // training.sequence_tokens))
-    return tuple(sorted({max(1, most >> shift) for shift in range(most.bit_length())}, reverse=True))
+    sizes: list[int] = []
+    passes = -(-rows_per_rank // max(1, _MICRO_TOKENS[kind] // training.sequence_tokens))
+    while not sizes or sizes[-1] > 1:
+        sizes.append(-(-rows_per_rank // passes))
+        passes *= 2
+    return tuple(dict.fromkeys(sizes))
 
 
 def _loss_chunk(training: Training, vocabulary: int, kind: Kind) -> int:
-    """Positions whose logits exist at one time: 8 MB in fp32 on a CPU but 256 at least, 256 MB on a GPU."""
+    """Positions whose logits exist at one time."""
     if isinstance(training.loss_chunk_tokens, int):
         return training.loss_chunk_tokens
-    return max(256, (256 if kind == "cuda" else 8) * 2**20 // (4 * vocabulary))
+    return max(_LEAST_CHUNK, _CHUNK_BYTES[kind] // (4 * vocabulary))
 
 
 def _relative_time(strategy: Strategy, sequence_tokens: int) -> float:
-    """Time per token as a multiple of the fastest way's: a ranking, not a prediction."""
-    recomputed = 0.0 if strategy.checkpoint_every == 0 else 1 / strategy.checkpoint_every
+    """Time per token as a multiple of the fastest way's: a ranking, not a prediction.
+
+    Recomputing all activations is a third more arithmetic, since the backward pass costs twice the forward one; a pass
+    over few positions leaves part of the device idle; zero2 reduces gradients in every micro-batch, zero3 gathers the
+    weights twice in each as well; offloading moves all of that over the link to the machine's memory.
+    """
+    recomputed = 1 / strategy.checkpoint_every if strategy.checkpoint_every else 0.0
     sharing = {"none": 1.0, "zero2": 1.1, "zero3": 1.25}[strategy.sharding]
-    small = 1 + 512 / (strategy.micro_batch * sequence_tokens)
-    return (1 + recomputed / 3) * sharing * small * (3.0 if strategy.offload else 1.0)
+    idle = 512 / (strategy.micro_batch * sequence_tokens)
+    return (1 + recomputed / 3) * sharing * (1 + idle) * (3.0 if strategy.offload else 1.0)
 
 
 def choose(
@@ -119,68 +141,110 @@ def choose(
     factor: a probe's correction of the prediction (`memory.correction`). Raises UserError when nothing fits, with what
     would.
     """
-    options = []
-    for strategy in candidates(
-        training, shape, kind=hardware.kind, world=world, rows_per_rank=rows_per_rank, compiled=compiled
-    ):
-        use = predict(
-            shape, strategy, sequence_tokens=training.sequence_tokens, world=world, kind=hardware.kind,
-            precision=precision, baseline_bytes=baseline_bytes,
-        )  # fmt: skip
-        use = corrected(use, factor)
-        time = _relative_time(strategy, training.sequence_tokens)
-        options.append(Option(strategy, use, use.total <= budget_bytes, time))
-    fastest = min(option.relative_time for option in options)
-    table = tuple(Option(o.strategy, o.use, o.fits, o.relative_time / fastest) for o in options)
+
+    def weigh(settings: Training) -> list[Option]:
+        found = []
+        for strategy in candidates(
+            settings, shape, kind=hardware.kind, world=world, rows_per_rank=rows_per_rank, compiled=compiled
+        ):
+            use = predict(
+                shape, strategy, sequence_tokens=settings.sequence_tokens, world=world, kind=hardware.kind,
+                precision=precision, micro_batches=-(-rows_per_rank // strategy.micro_batch),
+                baseline_bytes=baseline_bytes,
+            )  # fmt: skip
+            use = corrected(use, factor)
+            found.append(
+                Option(strategy, use, use.total <= budget_bytes, _relative_time(strategy, settings.sequence_tokens))
+            )
+        return found
+
+    options = weigh(training)
+    fastest = options[0].relative_time
+    table = tuple(replace(option, relative_time=option.relative_time / fastest) for option in options)
     for option in table:
         if option.fits:
             return Choice(option.strategy, option.use, budget_bytes, table)
-    least = min(table, key=lambda option: option.use.total)
     raise UserError(
         "the training step does not fit into the memory",
         "training.memory",
-        f"{least.use.total / 1e9:.1f} GB at the least",
-        f"{budget_bytes / 1e9:.1f} GB",
-        "a smaller model, shorter training.sequence_tokens, knobs left at auto, or a device with more memory",
+        f"{_gigabytes(_least(options))} at the least",
+        f"{_gigabytes(budget_bytes)} for one {'GPU' if hardware.kind == 'cuda' else 'process'}",
+        _way_out(training, weigh, budget_bytes),
     )
+
+
+def _way_out(training: Training, weigh: Callable[[Training], list[Option]], budget_bytes: int) -> str:
+    """Say what would fit: fixed knobs left to choose, else shorter sequences too, else how much memory is needed."""
+    fixed = [name for name in _KNOBS if getattr(training, name) != "auto"]
+    free = training.model_copy(update=dict.fromkeys(fixed, "auto"))
+    if fixed and any(option.fits for option in weigh(free)):
+        return f"set {' and '.join(f'training.{name}' for name in fixed)} to auto"
+    also = " with every knob at auto" if fixed else ""
+    tokens = training.sequence_tokens // 2
+    while tokens >= _LEAST_SEQUENCE:
+        if any(option.fits for option in weigh(free.model_copy(update={"sequence_tokens": tokens}))):
+            return f"training.sequence_tokens: {tokens} would fit{also}; or use a smaller model"
+        tokens //= 2
+    return f"a smaller model, or a device that gives {_gigabytes(_least(weigh(free)))} and more"
+
+
+def _least(options: list[Option]) -> int:
+    return min(option.use.total for option in options)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def smaller(strategy: Strategy, training: Training, *, kind: Kind, world: int) -> Strategy | None:
     """Return the next strategy after memory ran out: less memory, the same mathematics; None when there is none left.
 
-    Half the micro-batch, then activation checkpointing, then offload (GPUs), then sharding (several ranks). A knob that
-    the recipe fixes is not touched.
+    Half the micro-batch, then activation checkpointing, then offload (GPUs), then sharding (several ranks), at last
+    smaller chunks of logits. A knob that the recipe fixes is not touched.
     """
     if strategy.micro_batch > 1 and training.micro_batch_sequences == "auto":
-        return replace(strategy, micro_batch=strategy.micro_batch // 2)
+        return replace(strategy, micro_batch=-(-strategy.micro_batch // 2))
     if strategy.checkpoint_every != 1 and training.gradient_checkpointing == "auto":
         return replace(strategy, checkpoint_every=1)
     if not strategy.offload and kind == "cuda" and training.offload == "auto":
         return replace(strategy, offload=True)
     if world > 1 and training.sharding == "auto" and strategy.sharding != "zero3":
         return replace(strategy, sharding="zero2" if strategy.sharding == "none" else "zero3")
+    if strategy.loss_chunk > _LEAST_CHUNK and training.loss_chunk_tokens == "auto":
+        return replace(strategy, loss_chunk=max(_LEAST_CHUNK, strategy.loss_chunk // 4))
     return None
 
 
-def budget(memory: int | Literal["auto"], hardware: Hardware, free_bytes: int | None = None) -> int:
+def budget(
+    memory: int | Literal["auto"], hardware: Hardware, free_bytes: int | None = None, ranks_here: int = 1
+) -> int:
     """Return the bytes that one rank may use.
 
     memory: the recipe's, for one GPU or for the whole machine without one. free_bytes: what is free on this machine
-    now (`free_memory_bytes`); None plans for a machine that is not here, with nothing else on it.
+    now (`free_memory_bytes`); None plans for a machine that is not here, with nothing else on it. ranks_here: ranks
+    that share this machine; without GPUs they share its memory, and so do the `count` of the hardware.
     """
-    there = hardware.memory_bytes if free_bytes is None else free_bytes
-    auto = int(there * (1 - _RESERVE[hardware.kind]))
-    return auto if memory == "auto" else min(memory, auto)
+    there = free_bytes
+    if there is None:
+        there = hardware.memory_bytes - (_CONTEXT_BYTES if hardware.kind == "cuda" else 0)
+    there = int(there * (1 - _RESERVE[hardware.kind]))
+    allowed = there if memory == "auto" else min(memory, there)
+    return allowed if hardware.kind == "cuda" else allowed // max(ranks_here, hardware.count)
 
 
 def free_memory_bytes(kind: Kind) -> int:
-    """Return what is free on this rank's GPU, or in this machine with what this process holds already."""
+    """Return what is free on this rank's GPU or in this machine, with what this process holds already.
+
+    Control groups (containers, Slurm) that limit memory are respected.
+    """
     if kind == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
-    limit = machine_memory_bytes()
-    return min(limit, int(psutil.virtual_memory().available + psutil.Process().memory_info().rss))
+        return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
+    held = int(psutil.Process().memory_info().rss)
+    free = [int(psutil.virtual_memory().available)]
+    free += [max(0, limit - used) for limit, used in control_group_memory()]
+    return min(free) + held
 
 
 def remember(folder: Path, strategy: Strategy, training: Training, hardware: Hardware) -> None:
@@ -194,13 +258,14 @@ def remembered(folder: Path, training: Training, hardware: Hardware) -> Strategy
     try:
         content = json.loads((folder / _RETREAT).read_bytes())
         strategy = Strategy(**content.pop("strategy"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return strategy if content == _circumstances(training, hardware) else None
 
 
 def _circumstances(training: Training, hardware: Hardware) -> dict[str, Any]:
     """What a retreat holds for: with other knobs or another device it is forgotten."""
-    knobs = ("memory", "sharding", "offload", "gradient_checkpointing", "micro_batch_sequences", "loss_chunk_tokens")
     settings = training.model_dump(mode="json")
-    return {"device": hardware.name, "knobs": {name: settings[name] for name in (*knobs, "sequence_tokens")}}
+    knobs = {name: settings[name] for name in (*_KNOBS, "memory", "compile", "sequence_tokens", "batch_tokens")}
+    device = {"name": hardware.name, "count": hardware.count, "memory_bytes": hardware.memory_bytes}
+    return {"device": device, "knobs": knobs}

@@ -1,5 +1,6 @@
 """Several processes for one run: how they are started, and how each finds its place. Imports no torch."""
 
+import ctypes
 import os
 import re
 import signal
@@ -114,7 +115,9 @@ def run_ranks(command: Sequence[str], processes: int) -> int:
         told = Path(folder) / "status"
         environment = {**os.environ, "OMP_NUM_THREADS": threads, STATUS_FILE: str(told)}
         # A session of its own: a Ctrl-C reaches the ranks once, through torchrun, and not also from the terminal.
-        launched = subprocess.Popen([*torchrun, *command], env=environment, start_new_session=True)
+        launched = subprocess.Popen(
+            [*torchrun, *command], env=environment, start_new_session=True, preexec_fn=_end_with_the_parent
+        )
         with _passed_on(launched):
             status = launched.wait()
         return int(told.read_text()) if told.exists() else status
@@ -126,6 +129,12 @@ def tell_status(status: int) -> None:
     if path is not None and status:
         with suppress(FileExistsError, FileNotFoundError), open(path, "x") as file:
             file.write(str(status))
+
+
+def _end_with_the_parent() -> None:
+    """Ask Linux to end this process when the one that started it is killed; torchrun then ends its ranks."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager

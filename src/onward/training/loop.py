@@ -39,6 +39,10 @@ class _Pending:
     measured: Measured
 
 
+class _Stopped(Exception):
+    """A signal has come while text was waited for."""
+
+
 class Loop:
     """Trains a session to the end of its stages."""
 
@@ -87,7 +91,8 @@ class Loop:
         if self._made(stage):
             session.step += 1
         ended, saves = session.step == stage.steps, False
-        if session.step % self.cadence == 0 or ended or self.stop.number is not None:
+        # Among several ranks a signal is looked at where all look: it reaches them at different moments.
+        if session.step % self.cadence == 0 or ended or (self.stop.number is not None and self.ranks.world == 1):
             number, late = self._agreed()
             saves = bool(session.step) and (self._state_is_due(late) or number is not None)
         else:
@@ -106,7 +111,9 @@ class Loop:
     def _made(self, stage: Stage) -> bool:
         """Make the update of this step; False when a signal came in its middle and nothing was changed."""
         session = self.session
-        step: Step = self.loader.step(session.step)
+        step = self._read()
+        if step is None:
+            return False
         rate = learning_rate(
             step.step, self.training.optimizer.learning_rate, self.plan.stage_steps, self.training.schedule
         )
@@ -136,6 +143,18 @@ class Loop:
         }
         self.pending.append(_Pending(row, measured))
         return True
+
+    def _read(self) -> Step | None:
+        """Return the batch of this step, None when a signal came while its text was waited for."""
+
+        def look() -> None:
+            if self.stop.number is not None and self.ranks.world == 1:
+                raise _Stopped
+
+        try:
+            return self.loader.step(self.session.step, look)
+        except _Stopped:
+            return None
 
     def _agreed(self) -> tuple[int | None, bool]:
         """Return the signal that any rank has met, and whether the first one's clock says that a state is due."""

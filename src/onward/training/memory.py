@@ -21,8 +21,8 @@ _FP32 = 4
 _BASELINE = {"cpu": 500 * 10**6, "cuda": 200 * 10**6}
 """A process that has imported torch and transformers (measured: 488 MB resident); cuBLAS's workspaces on a GPU."""
 _HEAP_BYTES, _HEAP_SHARE = 130 * 10**6, 0.17
-"""What glibc's heap holds in holes between tensors: a fixed part, and a share of what the step holds. Fitted to peaks of
-the 5M and the 125M shape in fp32 and bf16, with and without recomputing (benchmarks/memory_prediction.py), within 5 %."""
+"""What glibc's heap holds in holes between tensors: a fixed part, and a share of what the step holds. Fitted to peaks
+of the 5M and the 125M shape in fp32 and bf16, with and without recomputing (benchmarks/memory_prediction.py)."""
 _KERNEL_BYTES = 65 * 10**6
 """Kernels that oneDNN has compiled for the shapes it met in bf16, with their workspaces: 40 to 75 MB on a CPU."""
 _GATHERED_BLOCKS = 2
@@ -34,9 +34,10 @@ class MemoryUse:
     """What one rank holds at the peak of a training step, in bytes.
 
     weights: fp32 masters. cast: bf16 copies of the blocks' weights. gradients: fp32, with those still in bf16 on their
-    way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the loss's
-    chunk, with the gradients it forms. communication: gathered weights and buffers of reductions. baseline: the process before
-    there is a model. heap: holes between tensors and compiled kernels, on a CPU. host: what offloading holds in the machine's memory instead; not part of the total.
+    way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the
+    loss's chunk, with the gradients it forms. communication: gathered weights and buffers of reductions. baseline: the
+    process before there is a model. heap: holes between tensors and compiled kernels, on a CPU. host: what offloading
+    holds in the machine's memory instead; not part of the total.
     """
 
     weights: int

@@ -139,9 +139,14 @@ class Session:
         return 6.0 * self.shape.matmul_parameters * self.training.stages[-1]
 
     def _writes_in_background(self) -> bool:
-        """Whether checkpoints are written from a copy: auto asks that copy to be a tenth of the memory at most."""
+        """Whether checkpoints are written from a copy: on a GPU, if that copy takes a tenth of the memory at most.
+
+        A CPU that writes does not train meanwhile, and a kill may cost a second interval.
+        """
         wanted = self.training.background_checkpoints
-        return self.shape.parameters * 12 <= machine_memory_bytes() // 10 if wanted == "auto" else wanted
+        if wanted != "auto":
+            return wanted
+        return self.hardware.kind == "cuda" and self.shape.parameters * 12 <= machine_memory_bytes() // 10
 
     def _begins_at_base(self, first_end: int) -> bool:
         return not self.checkpoints.exists_before(first_end)
