@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes of one case: predicted, the peak's at the first and at the last step, and what the prediction consists of."""
+    """Bytes of one case: predicted, the peak by the end of the first and of the last step, parts of the prediction."""
 
     predicted_bytes: int
     first_bytes: int
@@ -72,6 +72,7 @@ def cases(shapes: list[str], quick: bool) -> Iterator[Case]:
 def measure(case: Case, steps: int) -> Measured:
     """Train a few steps in this process."""
     import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401  (the baseline holds the libraries)
 
     from onward.model.shape import shape_of
     from onward.recipe import Optimizer
@@ -82,10 +83,7 @@ def measure(case: Case, steps: int) -> Measured:
     from onward.training.strategy import Strategy
     from shapes import SHAPES, random_model
 
-    import transformers.models.llama.modeling_llama  # noqa: F401  (the baseline holds the libraries)
-
-    if not os.environ.get("EXACT"):
-        keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     meter = MemoryMeter("cpu")
     baseline = meter.read().allocated

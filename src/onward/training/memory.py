@@ -158,32 +158,29 @@ def _activations(shape: ModelShape, strategy: Strategy, positions: int, width: i
 def _saved_per_position(shape: ModelShape, width: int, kind: Kind, compiled: bool) -> int:
     """Bytes that autograd saves in one block for each position (read off autograd's saved tensors; see the tests).
 
-    A norm keeps its input in fp32, the normalised and the scaled value; SDPA keeps q, k, v, its output and an fp32
-    log-sum-exp, and the output projection a copy of that output; a gated MLP keeps gate, activated gate, up and their
-    product. On a GPU one kernel for all documents wants keys and values repeated for every query head. Compiled
-    blocks compute elementwise steps again: an estimate of what they keep, to be corrected by a measurement.
+    A norm keeps what goes in and a scale, and the projections behind it what comes out; SDPA keeps q, k, v, its output
+    and an fp32 log-sum-exp, and the output projection a copy of that output; a gated MLP keeps gate, up and their
+    product (`lean`). On a GPU one kernel for all documents wants keys and values repeated for every query head.
+    Compiled blocks compute elementwise steps again: an estimate of what they keep, to be corrected by a measurement.
     """
-    hidden, inner, q, k = (
-        shape.hidden,
-        shape.intermediate,
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-    )
+    hidden, inner = shape.hidden, shape.intermediate
+    q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     in_attention = 4 * q if kind == "cuda" else 3 * q + 2 * k
-    in_mlp = (4 if shape.gated else 2) * inner
     if compiled:
         return width * (4 * hidden + 2 * q + in_attention + (3 if shape.gated else 2) * inner) + _FP32 * shape.heads
-    if (
-        shape.model_type == "gpt_neox"
-    ):  # layer norms are one operation; v is a view that keeps q and k of the projection
+    # Gemma's norms add one to the weight and its MLP has another activation: both are computed as written.
+    is_gemma = shape.model_type.startswith("gemma")
+    in_mlp = ((4 if is_gemma else 3) if shape.gated else 2) * inner
+    if shape.model_type == "gpt_neox":
+        # Layer norms are one operation; v is a view that keeps q and k of the projection.
         norms = width * (shape.norms + 1) * hidden
         in_attention += 3 * q - k
-    elif shape.model_type.startswith("gemma"):  # the scale is applied in fp32, and two norms' outputs are only added
+    elif is_gemma:  # the scale is applied in fp32, and two norms' outputs are only added
         norms = shape.norms * 2 * _FP32 * hidden + (shape.norms // 2) * width * hidden
     else:
-        norms = shape.norms * (_FP32 + 2 * width) * hidden
+        norms = shape.norms * (2 * width * hidden + _FP32)
     if shape.qk_norm:
-        norms += (_FP32 + (_FP32 if shape.model_type.startswith("gemma") else width)) * (q + k)
+        norms += (2 * _FP32 if is_gemma else width) * (q + k)
     return norms + width * (in_attention + in_mlp) + _FP32 * shape.heads
 
 
@@ -282,16 +279,18 @@ class MemoryMeter:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's mallopt (malloc.h)."""
+_MAPPED_BYTES = 48 * 2**20
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed for the next step; returns whether it does.
 
     By default every large tensor is mapped and unmapped, or the heap's end given back, again and again: the kernel
-    clears the same pages in every step.
+    clears the same pages in every step. Only what is larger than any activation of a small model (logits, gradients of
+    embeddings) is still mapped, since one such hole in the heap is seldom filled again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # not glibc
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from onward.batches import Batch
 from onward.errors import UserError
 from onward.training.attention import ATTENTION
+from onward.training.lean import keep_less
 from onward.training.loss import summed_loss
 from onward.training.strategy import Strategy
 
@@ -91,6 +92,8 @@ class Network(torch.nn.Module):
         if strategy.compiled:
             for block in self.blocks:
                 block.forward = torch.compile(block.forward)
+        else:  # a compiler fuses these and chooses what to keep
+            keep_less(model)
 
     @contextmanager
     def compute_weights(self) -> Iterator[None]:
