@@ -41,7 +41,7 @@ NUM_COMMANDS = {
     "docs/quickstart.md": 6,
     "docs/recipe.md": 1,
     "docs/ray.md": 2,
-    "docs/slurm.md": 3,
+    "docs/slurm.md": 4,
     "docs/training.md": 6,
 }
 NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
@@ -62,7 +62,7 @@ def commands(page: Path) -> list[str]:
     for block in blocks(page, "console", "bash", "sh"):
         lines = [line for line in block.replace("\\\n", "").splitlines() if line.strip() and not line.startswith("#")]
         if block.startswith("#!"):  # a script for another program: only what it asks of us is tried
-            lines = [m[1] for line in lines if (m := re.search(r"(?:^|^exec |-- +)(onward .*)", line))]
+            lines = [m[1] for line in lines if (m := re.search(r"(?:^|^exec |^srun |-- +)(onward .*)", line))]
         found += lines
     return found
 
