@@ -76,14 +76,17 @@ def measure(case: Case, steps: int) -> Measured:
 
     from onward.model.shape import shape_of
     from onward.recipe import Optimizer
-    from onward.training.memory import MemoryMeter, keep_freed_memory, predict
+    from onward.training.memory import MemoryMeter, keep_freed_memory, predict, return_freed_memory
     from onward.training.network import Network
     from onward.training.optimizer import build_optimizer
     from onward.training.parallel import clip
     from onward.training.strategy import Strategy
     from shapes import SHAPES, random_model
 
-    keep_freed_memory()
+    if case.checkpoint_every:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     meter = MemoryMeter("cpu")
     baseline = meter.read().allocated

@@ -323,3 +323,21 @@ def test_tensorboard_missing_is_said(place: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("tokens", "name"), [(400_000_000, "000400M"), (10**9, "001000M"), (655_360, "000655360")])
 def test_stage_names_sort_and_are_exact(tokens: int, name: str) -> None:
     assert stage_name(tokens) == name
+
+
+def test_near_the_limit_memory_is_measured_first_and_the_choice_follows(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onward.training import session
+
+    whole = train_in(place, "whole")
+    monkeypatch.setattr(session, "_TIGHT", 0.0)
+    measured = train_in(place, "measured", settings(micro_batch_sequences="auto"))
+    probe = next(row for row in read_rows(place / "measured" / "events.jsonl") if row["event"] == "probe")
+    assert 0 < probe["measured_bytes"] < probe["limit_bytes"]
+    for name, tensor in weights(whole[1]).items():
+        torch.testing.assert_close(weights(measured[1])[name], tensor, rtol=1e-4, atol=1e-6)
+
+    monkeypatch.setattr(session, "correction", lambda use, bytes_: 1e9)  # as if a pass took far more than predicted
+    with pytest.raises(UserError, match="does not fit"):
+        train_in(place, "refused", settings(micro_batch_sequences="auto"))

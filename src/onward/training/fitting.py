@@ -247,25 +247,25 @@ def free_memory_bytes(kind: Kind) -> int:
     return min(free) + held
 
 
-def remember(folder: Path, strategy: Strategy, training: Training, hardware: Hardware) -> None:
+def remember(folder: Path, strategy: Strategy, training: Training, hardware: Hardware, world: int = 1) -> None:
     """Write down that a run had to retreat to `strategy`, in the checkpoints folder, so that a restart begins there."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _RETREAT, {**_circumstances(training, hardware), "strategy": asdict(strategy)})
+    write_json(folder / _RETREAT, {**_circumstances(training, hardware, world), "strategy": asdict(strategy)})
 
 
-def remembered(folder: Path, training: Training, hardware: Hardware) -> Strategy | None:
+def remembered(folder: Path, training: Training, hardware: Hardware, world: int = 1) -> Strategy | None:
     """Return the strategy that a run of the same knobs on the same hardware retreated to; None when there is none."""
     try:
         content = json.loads((folder / _RETREAT).read_bytes())
         strategy = Strategy(**content.pop("strategy"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return strategy if content == _circumstances(training, hardware) else None
+    return strategy if content == _circumstances(training, hardware, world) else None
 
 
-def _circumstances(training: Training, hardware: Hardware) -> dict[str, Any]:
-    """What a retreat holds for: with other knobs or another device it is forgotten."""
+def _circumstances(training: Training, hardware: Hardware, world: int) -> dict[str, Any]:
+    """What a retreat holds for: with other knobs, another device or number of ranks it is forgotten."""
     settings = training.model_dump(mode="json")
     knobs = {name: settings[name] for name in (*_KNOBS, "memory", "compile", "sequence_tokens", "batch_tokens")}
     device = {"name": hardware.name, "count": hardware.count, "memory_bytes": hardware.memory_bytes}
-    return {"device": device, "knobs": knobs}
+    return {"device": device, "ranks": world, "knobs": knobs}

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from onward.model.load import load_model
 from onward.model.source import ModelSource
 from onward.recipe import Optimizer
+from onward.training.memory import MemoryMeter
 from onward.training.network import Network, Rows
 from onward.training.optimizer import build_optimizer, set_rate
 from onward.training.parallel import check_sharing, clip, share_out, summed, whole, without_reduction
@@ -108,6 +109,21 @@ class Learner:
         with self.network.compute_weights():
             result: torch.Tensor = self._module(rows.to(self.ranks.device), hidden_only)
         return result
+
+    def probe(self, rows: Rows) -> int:
+        """Return the peak of memory, in bytes, of a forward and a backward pass with gradients of one before.
+
+        Nothing is learned. Collective: every rank gives rows of the same shape.
+        """
+        meter = MemoryMeter(self.ranks.device)
+        rows = rows.to(self.ranks.device)
+        meter.reset()
+        with self._clean_gradients(), self.network.compute_weights():
+            for _ in range(2):
+                (self._module(rows) / max(1, len(rows.ids_N))).backward()
+        peak = meter.read().peak
+        self.optimizer.zero_grad(set_to_none=True)
+        return peak
 
     def _apply(self, rate: float, left_out: torch.Tensor) -> None:
         set_rate(self.optimizer, rate)

@@ -26,8 +26,8 @@ from onward.training.fitting import Choice, budget, choose, free_memory_bytes, r
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
 from onward.training.learner import Learner
-from onward.training.memory import keep_freed_memory
-from onward.training.network import choose_precision
+from onward.training.memory import correction, keep_freed_memory
+from onward.training.network import Rows, choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
 from onward.training.stages import Stage
@@ -37,6 +37,8 @@ _COMPILE_FLOPS = 2e15
 """Arithmetic of a run from which compiling pays on a CPU: an hour at half a teraflop per second."""
 _PROBE_FLOPS = 1e13
 """Arithmetic of a run that takes a minute or so on a CPU: from there its peak is worth half a second's measurement."""
+_TIGHT = 0.7
+"""Share of the memory limit from which a CPU run measures before it begins."""
 _CHECK_ROWS = 2
 """Rows of the first batch that the start-of-run checks read."""
 
@@ -90,6 +92,7 @@ class Session:
         if ranks.device.type == "cpu":
             keep_freed_memory()
         self.learner = self._learner(look=self._begins_at_base(first_end))
+        self._first_end = first_end
         self.restored_before(first_end)
 
     def _choose(self, factor: float = 1.0) -> Choice:
@@ -107,7 +110,7 @@ class Session:
             factor=factor,
             baseline_bytes=psutil.Process().memory_info().rss if kind == "cpu" else None,
         )
-        retreated = remembered(self.run_folder / "checkpoints", self.training, self.hardware)
+        retreated = remembered(self.run_folder / "checkpoints", self.training, self.hardware, self.ranks.world)
         return self.ranks.agree(choice if retreated is None else replace(choice, strategy=retreated))
 
     def _compiles(self) -> bool:
@@ -193,6 +196,7 @@ class Session:
 
         Raises UserError when a check fails.
         """
+        self._probe(record)
         facts = {"device": self.hardware.name, "precision": self.precision_name, **self.learner.sharing}
         if record is not None:
             event = "resume" if self.step else "start"
@@ -203,6 +207,31 @@ class Session:
         found = check_start(self.learner, self.base_loss_nats, first, self.tokenizer, self.precision)
         if record is not None:
             record.event("check", step=0, tokens=0, **asdict(found))
+
+    def _probe(self, record: Record | None) -> None:
+        """Measure two passes of a micro-batch and choose again if the prediction was off.
+
+        On a GPU that takes a moment; on a CPU it is done where the prediction is near the limit.
+        """
+        use, limit = self.choice.use, self.choice.budget_bytes
+        if self.hardware.kind == "cpu" and use.total < _TIGHT * limit:
+            return
+        rows = Rows.of(self.batches.read(self.step, 0, min(self.strategy.micro_batch, self.plan.sequences_per_step)))
+        measured = max(self.ranks.gather(self.learner.probe(rows)))
+        factor = correction(use, measured)
+        if record is not None:
+            facts = {"predicted_bytes": use.total, "measured_bytes": measured, "limit_bytes": limit, "factor": factor}
+            record.event("probe", step=self.step, tokens=self.tokens, **facts)
+        choice = self._choose(factor)
+        self.choice, was = choice, self.strategy
+        if choice.strategy == was:
+            return
+        self.progress.note(f"measured {measured / 1e9:.1f} GB: going on with {_difference(was, choice.strategy)}")
+        self.strategy = choice.strategy
+        del self.learner
+        self._clear()
+        self.learner = self._learner()
+        self.restored_before(self._first_end)
 
     def save(self, record: Record | None, stage: Stage | None = None) -> None:
         """Write a checkpoint, in the background where that fits; stage: its end, with a releasable model."""
@@ -243,7 +272,7 @@ class Session:
             )
         if record is not None:
             record.event("retreat", step=self.step, tokens=self.tokens, was=asdict(self.strategy), now=asdict(nxt))
-        remember(self.run_folder / "checkpoints", nxt, self.training, self.hardware)
+        remember(self.run_folder / "checkpoints", nxt, self.training, self.hardware, self.ranks.world)
         self.progress.note(f"the memory is full; going on with {_difference(self.strategy, nxt)}")
         if self.ranks.world > 1:
             got = f"rank {self.ranks.place.rank}: {error}".split("\n")[0][:200]
@@ -262,11 +291,15 @@ class Session:
         kept = {name: tensor.detach().cpu().clone() for name, tensor in self.learner.tensors().items()}
         updates = self.learner.updates
         del self.learner
+        self._clear()
+        self.learner = self._learner()
+        self.learner.take(kept, updates)
+
+    def _clear(self) -> None:
+        """Give the memory of a model that is no more back before another one is built."""
         gc.collect()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.learner = self._learner()
-        self.learner.take(kept, updates)
 
 
 def _difference(was: Strategy, now: Strategy) -> str:
