@@ -111,7 +111,6 @@ def read(folder: Path, ranks: Ranks) -> dict[str, Any]:
     met.append(what_is_met(checkpoints))
     checkpoints.save("step-00000009", snapshot(9), as_shards)
     checkpoints.wait()
-    checkpoints.discard_after(8)
     left = sorted(path.name for path in folder.iterdir())
     return {"step": restored.step, "right": right, "said": len(said), "met": met, "left": left}
 

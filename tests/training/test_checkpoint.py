@@ -260,8 +260,6 @@ def test_the_newest_states_and_all_stage_ends_are_kept(tmp_path: Path) -> None:
     checkpoints.wait()
     stay = ["step-00000001.mine", "step-00000003", "step-00000004", "step-00000009", "tokens-000000100"]
     assert names(tmp_path) == stay
-    checkpoints.discard_after(3)
-    assert names(tmp_path) == ["step-00000001.mine", "step-00000003", "tokens-000000100"]
 
 
 KILLED = """
@@ -411,4 +409,4 @@ def test_two_ranks_go_on_from_one_process_and_fail_together(tmp_path: Path) -> N
     assert first["right"] == second["right"] == [True, True]
     assert (first["said"], second["said"]) == (1, 0)
     assert first["met"] == second["met"] == ["the disk is full", "no tokenizer"]
-    assert first["left"] == ["step-00000001", "step-00000002", "step-00000003"]
+    assert first["left"] == ["step-00000001", "step-00000002", "step-00000003", "step-00000009"]

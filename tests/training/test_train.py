@@ -336,7 +336,7 @@ def test_near_the_limit_memory_is_measured_first_and_the_choice_follows(
     probe = next(row for row in read_rows(place / "measured" / "events.jsonl") if row["event"] == "probe")
     assert 0 < probe["measured_bytes"] < probe["limit_bytes"]
     for name, tensor in weights(whole[1]).items():
-        torch.testing.assert_close(weights(measured[1])[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weights(measured[1])[name], tensor, rtol=1e-3, atol=1e-5)
 
     monkeypatch.setattr(session, "correction", lambda use, bytes_: 1e9)  # as if a pass took far more than predicted
     with pytest.raises(UserError, match="does not fit"):

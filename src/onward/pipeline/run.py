@@ -153,7 +153,7 @@ class Run:
                 todo = "put --cache and --runs on a file system that all machines share"
                 where = str(self.planned_domain.folder)
                 raise RankError("what the first rank has prepared is not here", where, todo=todo)
-        assert self.plan  # the plan refuses what cannot work
+        _ = self.plan  # it refuses what cannot work
         general = self.corpora.general
         path = None if general is None else general.path
         return self._train(until_stage, self.corpora.domain.path, path, None, until_step)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from onward.artifact import building, building_place, disk_errors, write_json
 from onward.errors import UserError
-from onward.training.kept import Found, discard_after, newest, prune, require_space
+from onward.training.kept import Found, newest, prune, require_space
 from onward.training.ranks import Ranks
 from onward.training.state import (
     Piece,
@@ -155,17 +155,6 @@ class Checkpoints:
         read_pieces(state, tensors, self._ranks.control)
         content = json.loads((state / _CURSOR).read_bytes())
         return Snapshot(content["step"], content["tokens"], content["updates"], content["facts"])
-
-    def discard_after(self, step: int) -> None:
-        """Remove the resumable states of more steps than `step`."""
-        self.wait()
-        self._looked = None
-
-        def discard() -> None:
-            if self._ranks.is_first:
-                discard_after(self._folder, step)
-
-        _together(self._ranks, discard)
 
     def _look(self, before: int) -> Found:
         """Let the first rank find the newest good checkpoint of fewer than `before` steps."""

@@ -83,10 +83,3 @@ def prune(folder: Path, step: int, keep: int) -> None:
     for path in states:  # those of a removal that was killed
         if not (path / MANIFEST).exists():
             remove(path)
-
-
-def discard_after(folder: Path, step: int) -> None:
-    """Remove the resumable states of more steps than `step`."""
-    for path in _states(folder):
-        if _number(path) > step:
-            remove(path)

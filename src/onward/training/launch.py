@@ -58,7 +58,8 @@ def meeting_point(environment: Mapping[str, str] | None = None) -> dict[str, str
     """
     env = os.environ if environment is None else environment
     place = find_place(env)
-    found = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": str(place.local_rank)}
+    found = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world)}
+    found |= {"LOCAL_RANK": str(place.local_rank), "LOCAL_WORLD_SIZE": str(place.local_world)}
     if "MASTER_ADDR" in env:
         return found | {"MASTER_ADDR": env["MASTER_ADDR"], "MASTER_PORT": env.get("MASTER_PORT", "29500")}
     job = int(env.get("SLURM_JOB_ID", "0")) + int(env.get("SLURM_STEP_ID", "0"))
@@ -90,6 +91,8 @@ def processes_asked_for(gpus: int | None, processes: int | None) -> int:
         there = count_gpus()
         todo = f"--gpus {there}" if there else "leave --gpus out, or train in CPU processes with --processes"
         raise UserError(f"{gpus} GPUs were asked for", "--gpus", f"{there} in this machine", todo=todo)
+    if processes is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return gpus or processes or 1
 
 

@@ -14,7 +14,7 @@ from onward.recipe import Optimizer
 from onward.training.memory import MemoryMeter
 from onward.training.network import Network, Rows
 from onward.training.optimizer import build_optimizer, set_rate
-from onward.training.parallel import check_sharing, clip, share_out, summed, whole, without_reduction
+from onward.training.parallel import check_sharing, clip, is_sharded, share_out, summed, whole, without_reduction
 from onward.training.ranks import Ranks
 from onward.training.strategy import Strategy
 
@@ -65,6 +65,11 @@ class Learner:
         self.updates = 0
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 splits or offloads the state; an interrupted pass leaves such a model half gathered."""
+        return is_sharded(self._module)
+
+    @property
     def model(self) -> Any:
         """The transformers model inside."""
         return self.network.model
@@ -94,7 +99,8 @@ class Learner:
                     # DDP and FSDP2 average over the ranks; the sum is wanted.
                     (part * (self.ranks.world / labelled_tokens)).backward()
                 total += part.detach().double()
-            norm = clip(self._parameters, self._settings.clip_norm)
+            # Offloaded gradients have theirs on the CPU.
+            norm = clip(self._parameters, self._settings.clip_norm).to(self.ranks.device)
             loss = summed(total, self.ranks) / labelled_tokens
             bad = (~(torch.isfinite(norm) & torch.isfinite(loss)) | (loss > limit_nats)).float()
             self._apply(rate, bad)
@@ -110,8 +116,8 @@ class Learner:
             result: torch.Tensor = self._module(rows.to(self.ranks.device), hidden_only)
         return result
 
-    def probe(self, rows: Rows) -> int:
-        """Return the peak of memory, in bytes, of a forward and a backward pass with gradients of one before.
+    def probe(self, rows: Rows, passes: int = 2) -> int:
+        """Return the peak of memory, in bytes, of a forward and backward pass; of two: with gradients of one before.
 
         Nothing is learned. Collective: every rank gives rows of the same shape.
         """
@@ -119,7 +125,7 @@ class Learner:
         rows = rows.to(self.ranks.device)
         meter.reset()
         with self._clean_gradients(), self.network.compute_weights():
-            for _ in range(2):
+            for _ in range(passes):
                 (self._module(rows) / max(1, len(rows.ids_N))).backward()
         peak = meter.read().peak
         self.optimizer.zero_grad(set_to_none=True)
@@ -186,5 +192,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: a GPU's, the CPU allocator's, or Python's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    words = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cuda calloc")
+    if isinstance(error, RuntimeError) and any(word.lower() in str(error).lower() for word in words):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # a compiler wraps it

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from onward.training.schedule import learning_rate
 from onward.training.session import Session
 from onward.training.stages import Stage
 
+_REMEMBERED_ROWS = 4096
+"""Rows of the record that a diagnosis looks back on."""
 _COLLECT_STEPS = 100
 """Every so many steps Python's garbage is collected; in between it would stop one rank while the others wait."""
 _GPU_CADENCE = 10
@@ -57,7 +60,7 @@ class Loop:
         self.save_every = max(1, asked // self.plan.step_tokens)
         self.saved_at = self.flushed_at = time.monotonic()
         self.pending: list[_Pending] = []
-        self.rows: list[dict[str, Any]] = [] if record is None else list(record.before)
+        self.rows: deque[dict[str, Any]] = deque([] if record is None else record.before, maxlen=_REMEMBERED_ROWS)
         for row in self.rows:
             self.plateau.observe(row, self.plan.stage_steps, self.training.schedule)
 
@@ -91,8 +94,8 @@ class Loop:
         if self._made(stage):
             session.step += 1
         ended, saves = session.step == stage.steps, False
-        # Among several ranks a signal is looked at where all look: it reaches them at different moments.
-        if session.step % self.cadence == 0 or ended or (self.stop.number is not None and self.ranks.world == 1):
+        # Several ranks look at every step, together: a signal reaches them at different moments.
+        if session.step % self.cadence == 0 or ended or self.ranks.world > 1 or self.stop.number is not None:
             number, late = self._agreed()
             saves = bool(session.step) and (self._state_is_due(late) or number is not None)
         else:
@@ -119,12 +122,15 @@ class Loop:
         )
         limit = session.guard.limit(step.step, self.cadence)
         cancelled = (lambda: self.stop.number is not None) if self.ranks.world == 1 else None
+        measured, full = None, ""
         try:
             measured = session.learner.update(step.micro, step.labelled_tokens, rate, limit, cancelled)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            session.retreat(error, self.record)
+            full = str(error) or type(error).__name__
+        if full:  # outside the handler, whose traceback keeps the graph of the failed pass
+            session.retreat(full, self.record)
             self.loader.restart(session.step, session.strategy.micro_batch)
             return self._made(stage)
         if measured is None:
@@ -186,14 +192,18 @@ class Loop:
         memory = {
             "memory_bytes": reading.peak, "allocated_bytes": reading.allocated, "reserved_bytes": reading.reserved
         }  # fmt: skip
+        self.session.learner.updates -= sum(bool(left_out) for *_, left_out in values)
+        orders = []
         for pending, digest, (loss, norm, left_out) in zip(taken, digests, values, strict=True):
             row = pending.row | {"batch": f"{digest:016x}", "loss_nats": loss, "gradient_norm": norm}
             row["applied"] = not left_out
             self._note(row, seconds, memory)
-            self.session.learner.updates -= bool(left_out)
             finding = self.session.guard.observe(row["step"], loss, norm, not left_out)
             if finding is not None:
-                self._obey(finding)
+                self._tell(finding)
+                orders.append(finding)
+        if any(finding.action == "rollback" for finding in orders):
+            self._roll_back(next(finding for finding in orders if finding.action == "rollback"))
         if self.session.step % _COLLECT_STEPS == 0:
             gc.collect()
 
@@ -232,8 +242,8 @@ class Loop:
             self._event("plateau", words=notice)
             self.progress.note(notice)
 
-    def _obey(self, finding: Finding) -> None:
-        """Record what the guard found and do what it orders."""
+    def _tell(self, finding: Finding) -> None:
+        """Record what the guard found; raises UserError, with a diagnosis, where it orders to stop."""
         names = ["domain", "general"]
         chosen = self.session.batches.sequences(finding.step)
         sequences = [f"{names[corpus]} sequence {number}" for corpus, number in chosen]
@@ -245,16 +255,16 @@ class Loop:
         if finding.action == "stop":
             got = finding.words
             where = f"step {finding.step} ({', '.join(sequences[:4])}, ...)"
-            todo = f"{diagnose(self.rows)}; the last checkpoint is untouched"
+            todo = f"{diagnose(list(self.rows))}; the last checkpoint is untouched"
             raise UserError("the loss is not a number or leaps, and its updates were left out", where, got, todo=todo)
-        if finding.action == "rollback":
-            session, reached = self.session, self.session.step
-            session.checkpoints.wait()
-            guard = session.guard
-            if session.restored_before(finding.step + 1):
-                self._event("rollback", to=session.step, batches_left_out=reached - session.step)
-                session.guard, session.step = guard, reached
-                self.pending.clear()
+
+    def _roll_back(self, finding: Finding) -> None:
+        """Take the weights of the last checkpoint, and go on after the steps made since, whose batches are left out."""
+        session, reached, guard = self.session, self.session.step, self.session.guard
+        session.checkpoints.wait()
+        if session.restored_before(finding.step + 1):
+            self._event("rollback", to=session.step, batches_left_out=reached - session.step)
+            session.guard, session.step = guard, reached
 
     def _event(self, name: str, **facts: Any) -> None:
         if self.record is not None:

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from onward.batches import NO_TARGET
 
+_ALIGNED = 64
+"""Chunks are multiples of so many positions, which suits matrix units."""
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum of the token losses; gradients are formed chunk by chunk in the forward pass, so no logits survive it."""
@@ -35,6 +38,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_gradient and bias_V is not None else None
+        # Chunks of one size: a compiled loss would be compiled again for a shorter last one.
+        positions = hidden_ND.shape[0]
+        pieces = -(-positions // chunk)
+        chunk = min(chunk, -(-positions // pieces // _ALIGNED) * _ALIGNED) if chunk > _ALIGNED else chunk
         # One buffer for all chunks: fresh memory of this size costs a CPU more than the arithmetic on it.
         shape = (min(chunk, hidden_ND.shape[0]), weight_VD.shape[0])
         buffer = None if compiled else torch.empty(shape, dtype=torch.float32, device=hidden_ND.device)

@@ -7,7 +7,7 @@ import ctypes
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
@@ -65,7 +65,6 @@ def predict(
     world: int,
     kind: Kind,
     precision: Precision,
-    attention: Literal["documents"] = "documents",
     micro_batches: int = 2,
     baseline_bytes: int | None = None,
 ) -> MemoryUse:
@@ -87,7 +86,7 @@ def predict(
         activations=_activations(shape, strategy, positions, width, kind),
         logits=_loss_bytes(shape, min(strategy.loss_chunk, positions), positions, width),
     )
-    backward_done = replace(held, gradients=_last_gradients(shape, strategy, held, width, micro_batches))
+    backward_done = replace(held, gradients=_last_gradients(shape, strategy, held, micro_batches))
     moments = (in_loss, backward_done, replace(held, cast=0))
     peak = max(moments, key=lambda use: use.total)
     return peak if kind == "cuda" else _in_heap(peak, strategy, precision)
@@ -131,7 +130,7 @@ def _state(
     )
 
 
-def _last_gradients(shape: ModelShape, strategy: Strategy, held: MemoryUse, width: int, micro_batches: int) -> int:
+def _last_gradients(shape: ModelShape, strategy: Strategy, held: MemoryUse, micro_batches: int) -> int:
     """Gradients at the end of a backward pass.
 
     Those of cast weights wait in bf16, since autograd runs the casts, the oldest nodes, last; a tied embedding's come

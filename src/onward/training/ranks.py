@@ -27,8 +27,8 @@ _MEETINGS = itertools.count()
 class Ranks:
     """The ranks of a run as one of them sees them: its place and its device.
 
-    control: a group on the CPU for objects and agreements, None for one process alone. is_joined: whether there is a
-    process group at all; sharding and offloading need one even for a single process.
+    control: a group on the CPU for objects and agreements, None for one process alone; sharding and offloading need
+    one even then.
     """
 
     place: Place
@@ -44,11 +44,6 @@ class Ranks:
     def world(self) -> int:
         """How many ranks there are."""
         return self.place.world
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether a process group exists."""
-        return self.control is not None
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -74,7 +69,9 @@ class Ranks:
 
 def choose_device(place: Place) -> torch.device:
     """Return this rank's GPU, or the CPU."""
-    return torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", place.local_rank % torch.cuda.device_count())  # a task of srun may see one GPU alone
 
 
 @contextmanager
@@ -90,7 +87,7 @@ def joined(needs_group: bool = False) -> Iterator[Ranks]:
     if dist.is_initialized():  # a caller of the Python API has joined them already
         yield Ranks(place, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
         return
-    if place.world == 1 and not needs_group:
+    if place.world == 1 and not needs_group and device.type == "cpu":  # a GPU's model may have to be offloaded
         yield Ranks(place, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -105,8 +102,12 @@ def joined(needs_group: bool = False) -> Iterator[Ranks]:
         yield Ranks(place, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
         if place.world > 1:
             dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL would wait for operations that the other ranks never join; the rank is ended by `leave` instead.
+        if device.type == "cpu" or place.world == 1:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @cache

@@ -3,6 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from onward.training.checks import check_start, loss_of_documents
 from onward.training.fitting import Choice, budget, choose, free_memory_bytes, remember, remembered, smaller
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
-from onward.training.learner import Learner
+from onward.training.learner import Learner, is_out_of_memory
 from onward.training.memory import correction, keep_freed_memory
 from onward.training.network import Rows, choose_precision
 from onward.training.ranks import Ranks
@@ -84,6 +85,9 @@ class Session:
         self.checkpoints = Checkpoints(
             run_folder / "checkpoints", made_at, ranks, training.keep_checkpoints, self._writes_in_background()
         )
+        here = ranks.place.local_world
+        self._budget = budget(training.memory, self.hardware, free_memory_bytes(self.hardware.kind), here)
+        self._baseline = psutil.Process().memory_info().rss if self.hardware.kind == "cpu" else None
         self.choice = self._choose()
         self.strategy: Strategy = self.choice.strategy
         self.guard = GuardWindow.of(training.guard, None)
@@ -91,13 +95,13 @@ class Session:
         self.base_loss_nats: float | None = None
         if ranks.device.type == "cpu":
             keep_freed_memory()
+        _ = self.peak_flops  # measured, where it has to be, while memory is free
         self.learner = self._learner(look=self._begins_at_base(first_end))
         self._first_end = first_end
         self.restored_before(first_end)
 
     def _choose(self, factor: float = 1.0) -> Choice:
         """Choose how the model is made to fit; the first rank decides for all. factor: a probe's correction."""
-        kind = self.hardware.kind
         choice = choose(
             self.training,
             self.shape,
@@ -105,13 +109,16 @@ class Session:
             world=self.ranks.world,
             rows_per_rank=-(-self.plan.sequences_per_step // self.ranks.world),
             precision=self.precision_name,
-            budget_bytes=budget(self.training.memory, self.hardware, free_memory_bytes(kind)),
+            budget_bytes=min(self.ranks.gather(self._budget)),
             compiled=self._compiles(),
             factor=factor,
-            baseline_bytes=psutil.Process().memory_info().rss if kind == "cpu" else None,
+            baseline_bytes=self._baseline,
         )
         retreated = remembered(self.run_folder / "checkpoints", self.training, self.hardware, self.ranks.world)
-        return self.ranks.agree(choice if retreated is None else replace(choice, strategy=retreated))
+        if retreated is not None:
+            use = next((option.use for option in choice.table if option.strategy == retreated), choice.use)
+            choice = replace(choice, strategy=retreated, use=use)
+        return self.ranks.agree(choice)
 
     def _compiles(self) -> bool:
         """Whether the blocks are compiled: on a CPU it gains a tenth and takes half a minute and a C++ compiler."""
@@ -149,7 +156,8 @@ class Session:
         wanted = self.training.background_checkpoints
         if wanted != "auto":
             return wanted
-        return self.hardware.kind == "cuda" and self.shape.parameters * 12 <= machine_memory_bytes() // 10
+        fits = self.hardware.kind == "cuda" and self.shape.parameters * 12 <= machine_memory_bytes() // 10
+        return self.ranks.agree(fits)
 
     def _begins_at_base(self, first_end: int) -> bool:
         return not self.checkpoints.exists_before(first_end)
@@ -216,8 +224,19 @@ class Session:
         use, limit = self.choice.use, self.choice.budget_bytes
         if self.hardware.kind == "cpu" and use.total < _TIGHT * limit:
             return
+        rows_of_step = -(-self.plan.sequences_per_step // self.ranks.world)
         rows = Rows.of(self.batches.read(self.step, 0, min(self.strategy.micro_batch, self.plan.sequences_per_step)))
-        measured = max(self.ranks.gather(self.learner.probe(rows)))
+        measured, full = 0, ""
+        try:
+            measured = self.learner.probe(rows, passes=1 if rows_of_step <= self.strategy.micro_batch else 2)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            full = str(error) or type(error).__name__
+        if full:
+            self.retreat(full, record)
+            return
+        measured = max(self.ranks.gather(measured))
         factor = correction(use, measured)
         if record is not None:
             facts = {"predicted_bytes": use.total, "measured_bytes": measured, "limit_bytes": limit, "factor": factor}
@@ -257,34 +276,35 @@ class Session:
         model, base = self.learner.model, self.base.folder
         return lambda folder: export_model(model, base, folder / "model", dtype, weights)
 
-    def retreat(self, error: BaseException, record: Record | None) -> bool:
-        """Go on with less memory after an out-of-memory error; returns whether the model had to be built anew.
+    def retreat(self, full: str, record: Record | None) -> None:
+        """Go on with less memory after an error that said it was `full`.
 
         The step that failed is made again, with the same mathematics. Raises UserError when nothing is left to give
-        up, and with several ranks, whose others wait in the middle of a step: then the next start knows.
+        up; and with several ranks, whose others wait in the middle of a step, or a sharded model, which the failed
+        pass has left half gathered: then the next start knows.
         """
         nxt = smaller(self.strategy, self.training, kind=self.hardware.kind, world=self.ranks.world)
         if nxt is None:
             todo = "a smaller model, shorter training.sequence_tokens, or a device with more memory"
-            got = f"{error}".split("\n")[0][:200]
+            got = full.split("\n")[0][:200]
             raise UserError(
                 "the memory is full, and nothing is left to give up", str(self.ranks.device), got, todo=todo
             )
         if record is not None:
             record.event("retreat", step=self.step, tokens=self.tokens, was=asdict(self.strategy), now=asdict(nxt))
-        remember(self.run_folder / "checkpoints", nxt, self.training, self.hardware, self.ranks.world)
-        self.progress.note(f"the memory is full; going on with {_difference(self.strategy, nxt)}")
-        if self.ranks.world > 1:
-            got = f"rank {self.ranks.place.rank}: {error}".split("\n")[0][:200]
+        with suppress(OSError):  # several ranks may meet the limit at once, and write the same
+            remember(self.run_folder / "checkpoints", nxt, self.training, self.hardware, self.ranks.world)
+        if self.ranks.world > 1 or self.learner.is_sharded:
+            got = f"rank {self.ranks.place.rank}: {full}".split("\n")[0][:200]
             todo = "run the same command again: it begins with less, and goes on from the last checkpoint"
-            raise RankError("the memory is full", str(self.ranks.device), got, todo=todo) from None
+            raise RankError("the memory is full", str(self.ranks.device), got, todo=todo)
+        self.progress.note(f"the memory is full; going on with {_difference(self.strategy, nxt)}")
         same_model = replace(nxt, micro_batch=self.strategy.micro_batch, loss_chunk=self.strategy.loss_chunk)
         was, self.strategy = self.strategy, nxt
         if same_model == was:
             self.learner.use(nxt)
-            return False
-        self._rebuild()
-        return True
+        else:
+            self._rebuild()
 
     def _rebuild(self) -> None:
         """Carry weights and moments over into a model under another strategy, through the machine's memory."""
@@ -297,6 +317,7 @@ class Session:
 
     def _clear(self) -> None:
         """Give the memory of a model that is no more back before another one is built."""
+        gc.unfreeze()  # the loop keeps the collector from looking at what was there when it began
         gc.collect()
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -54,7 +54,7 @@ def verify_resume(
     if not 2 <= steps <= total:
         raise UserError("these steps cannot be trained twice", "--steps", str(steps), f"2 to {total}, the recipe's")
     began = time.monotonic()
-    assert run.plan  # the corpora, and the plan that refuses what cannot work
+    _ = run.plan  # the corpora, and the plan that refuses what cannot work
     with _scratch(run.folder / "verification", keep) as folder:
         trials = _Trials(run, folder, steps, random.Random(seed))
         return trials.verified(starts, kills, tolerance_nats, began)
