@@ -31,8 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarni
 
 FORK = multiprocessing.get_context("fork")
 LIVES = (12, 45)
-"""Changes on disk after which an attempt is dead at the latest: short lives meet the steps that change little, long ones
-get past the end of a stage, which takes about thirty."""
+"""Changes on disk after which an attempt is dead at the latest: short lives meet the steps that change little, long
+ones get past the end of a stage, which takes about thirty."""
 CHANGES: dict[str, Any] = {
     "training__stages": [4800, 9600],
     "corpus__tokens": "1M",
