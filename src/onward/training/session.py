@@ -27,7 +27,7 @@ from onward.training.fitting import Choice, budget, choose, free_memory_bytes, r
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
 from onward.training.learner import Learner, is_out_of_memory
-from onward.training.memory import correction, keep_freed_memory
+from onward.training.memory import correction, keep_freed_memory, return_freed_memory
 from onward.training.network import Rows, choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
@@ -93,8 +93,6 @@ class Session:
         self.guard = GuardWindow.of(training.guard, None)
         self.step = 0
         self.base_loss_nats: float | None = None
-        if ranks.device.type == "cpu":
-            keep_freed_memory()
         _ = self.peak_flops  # measured, where it has to be, while memory is free
         self.learner = self._learner(look=self._begins_at_base(first_end))
         self._first_end = first_end
@@ -163,6 +161,8 @@ class Session:
         return not self.checkpoints.exists_before(first_end)
 
     def _learner(self, look: bool = False) -> Learner:
+        if self.ranks.device.type == "cpu":  # who recomputes is short of memory, and gives back what is freed
+            (return_freed_memory if self.strategy.checkpoint_every else keep_freed_memory)()
         first = self.batches.read(0, 0, self._check_rows) if look else None
 
         def look_at_base(model: Any) -> None:
