@@ -83,8 +83,10 @@ def test_gpus_are_counted_by_what_is_visible(monkeypatch: pytest.MonkeyPatch) ->
 def test_more_gpus_than_there_are_is_refused_with_what_would_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert processes_asked_for(2, None) == 2
-    assert processes_asked_for(None, 3) == 3
     assert processes_asked_for(None, None) == 1
+    assert processes_asked_for(None, 3) == 3
+    assert count_gpus() == 0, "processes of the CPU see no GPU"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match="3 GPUs were asked for") as caught:
         processes_asked_for(3, None)
     assert caught.value.todo == "--gpus 2"

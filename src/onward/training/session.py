@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from onward.batches import Batches, plan_batches
@@ -87,7 +86,6 @@ class Session:
         )
         here = ranks.place.local_world
         self._budget = budget(training.memory, self.hardware, free_memory_bytes(self.hardware.kind), here)
-        self._baseline = psutil.Process().memory_info().rss if self.hardware.kind == "cpu" else None
         self.choice = self._choose()
         self.strategy: Strategy = self.choice.strategy
         self.guard = GuardWindow.of(training.guard, None)
@@ -110,7 +108,6 @@ class Session:
             budget_bytes=min(self.ranks.gather(self._budget)),
             compiled=self._compiles(),
             factor=factor,
-            baseline_bytes=self._baseline,
         )
         retreated = remembered(self.run_folder / "checkpoints", self.training, self.hardware, self.ranks.world)
         if retreated is not None:
