@@ -1,7 +1,7 @@
 """What an evaluation says: results.json, and items.parquet with one row for each document and question."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,24 @@ ITEMS = "items.parquet"
 
 
 @dataclass(frozen=True)
+class SourceScore:
+    """Bits per byte of the held-out documents of one source, with its 95 % bootstrap interval (nan: one document)."""
+
+    source: str
+    documents: int
+    tokens: int
+    bytes: int
+    bits_per_byte: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class HeldOutScore:
     """Bits per byte of held-out text: nats / (ln 2 * bytes) over all documents, with its 95 % bootstrap interval.
 
-    corpus: `domain` or `general`. low, high: ends of the interval, nan where there is one document only.
+    corpus: `domain`, `general`, or the name of a text that was given. low, high: ends of the interval, nan where there
+    is one document only. sources: the same for each source, where there are several.
     """
 
     corpus: str
@@ -30,32 +44,43 @@ class HeldOutScore:
     bits_per_byte: float
     low: float
     high: float
+    sources: tuple[SourceScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a task under lm-eval's name for it (`acc`, `acc_norm`, `perplexity`, `bits_per_byte`).
+
+    stderr: its standard error, None where lm-eval has none for it.
+    """
+
+    name: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
 class WithoutTouched:
-    """Accuracy on the items of a task that were found in no corpus of the run.
+    """The measures of a task on the items that were found in no corpus of the run.
 
     touched: items left out; seen: those of them whose text was left in the training text (`contamination.action:
-    report`), the others were dropped or cut out. items: those that remain; without any, the scores are None.
+    report`), the others were dropped or cut out. items: those that remain; without any there are no measures.
     """
 
     touched: int
     seen: int
     items: int
-    acc: float | None
-    acc_stderr: float | None
-    acc_norm: float | None
-    acc_norm_stderr: float | None
+    measures: tuple[Measure, ...]
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Accuracy on a task, as lm-eval computes it.
+    """What a task says of a model, as lm-eval computes it.
 
-    items: scored; items_total: without the limit. acc_norm divides log-likelihoods by the choices' characters; it is
-    None where lm-eval does not report it. truncated: items whose context did not fit the model. without_touched: the
-    same without items that were found in the text, None when none was.
+    items: scored; items_total: without the limit. chance: share of right answers by guessing, None where nothing is
+    chosen (LAMBADA, WikiText). truncated: items whose context did not fit the model. without_touched: the same
+    without items that were found in the text, None when none was.
     """
 
     task: str
@@ -63,13 +88,14 @@ class TaskScore:
     items_total: int
     items_hash: str
     num_fewshot: int
-    chance: float
-    acc: float
-    acc_stderr: float
-    acc_norm: float | None
-    acc_norm_stderr: float | None
+    chance: float | None
+    measures: tuple[Measure, ...]
     truncated: int
     without_touched: WithoutTouched | None = None
+
+    def find(self, name: str) -> Measure | None:
+        """Return the measure of this name, None where the task has none such."""
+        return next((measure for measure in self.measures if measure.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -84,61 +110,99 @@ class Scores:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """One row of items.parquet: a question (gold to logprobs) or a held-out document (nats to tokens).
+    """One row of items.parquet: a question, or a document of held-out text or of a task that scores whole texts.
 
-    task: the task's name, or `held_out:domain`. group: cluster for the bootstrap. predicted_norm and correct_norm:
-    by length-normalised log-likelihood, None where lm-eval does not report acc_norm. logprobs: nats per choice.
-    touched: `drop`, `cut` or `report`, what was done with the item's text in a corpus; None when it stood in none.
+    task: the task's name, or `held_out:domain`. group: cluster for the bootstrap. source: of a held-out document.
+    gold: index of the (first) right choice; predicted: of the likeliest one. right: whether the item was answered
+    rightly, by measure (`acc`, `acc_norm`, `acc_bytes`, `acc_mutual_info`; LAMBADA's `acc` is a greedy match).
+    logprobs: nats of each choice, of the one continuation where there is no choice. nats: negative log-likelihood of a
+    text or of the one continuation; bytes, tokens, words: its size. touched: `drop`, `cut` or `report`, what was done
+    with the item's text in a corpus; None when it stood in none.
     """
 
     task: str
     subject: str | None
     item: str
     group: str
+    source: str | None = None
     gold: int | None = None
     predicted: int | None = None
-    predicted_norm: int | None = None
-    correct: bool | None = None
-    correct_norm: bool | None = None
+    right: Mapping[str, bool] | None = None
     logprobs: tuple[float, ...] | None = None
     nats: float | None = None
     bytes: int | None = None
     tokens: int | None = None
+    words: int | None = None
     touched: str | None = None
 
 
 def write_scores(folder: Path, scores: Scores, rows: Iterable[ItemRow]) -> None:
     """Write results.json and items.parquet into a folder."""
+    write_json(folder / RESULTS, asdict(scores))
+    write_rows(folder / ITEMS, rows)
+
+
+def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
+    """Write rows as Parquet: the columns are the fields of ItemRow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    write_json(folder / RESULTS, asdict(scores))
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema()), folder / ITEMS)
+    pq.write_table(pa.Table.from_pylist([_plain(row) for row in rows], schema=_schema()), path)
+
+
+def read_rows(path: Path) -> list[ItemRow]:
+    """Read rows that `write_rows` wrote."""
+    import pyarrow.parquet as pq
+
+    return [
+        ItemRow(
+            **{
+                **row,
+                "right": None if row["right"] is None else dict(row["right"]),
+                "logprobs": None if row["logprobs"] is None else tuple(row["logprobs"]),
+            }
+        )
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def read_scores(folder: Path) -> Scores:
     """Read the scores of a finished evaluation."""
     content = json.loads((folder / RESULTS).read_bytes())
-    held_out = tuple(HeldOutScore(**score) for score in content["held_out"])
+    held_out = tuple(_held_out(**score) for score in content["held_out"])
     tasks = tuple(_task_score(**task) for task in content["tasks"])
     return Scores(content["model"], held_out, tasks, content["seconds"])
 
 
-def _task_score(*, without_touched: dict[str, Any] | None = None, **score: Any) -> TaskScore:
-    """Results of before touched items were known lack them."""
-    return TaskScore(**score, without_touched=None if without_touched is None else WithoutTouched(**without_touched))
+def _held_out(*, sources: list[dict[str, Any]], **score: Any) -> HeldOutScore:
+    return HeldOutScore(**score, sources=tuple(SourceScore(**source) for source in sources))
+
+
+def _task_score(*, measures: list[Any], without_touched: dict[str, Any] | None, **score: Any) -> TaskScore:
+    without = None if without_touched is None else _without_touched(**without_touched)
+    return TaskScore(**score, measures=_measures(measures), without_touched=without)
+
+
+def _without_touched(*, measures: list[Any], **counts: int) -> WithoutTouched:
+    return WithoutTouched(**counts, measures=_measures(measures))
+
+
+def _measures(content: list[dict[str, Any]]) -> tuple[Measure, ...]:
+    return tuple(Measure(**measure) for measure in content)
 
 
 def read_items(folder: Path) -> "pa.Table":
-    """Read items.parquet: the columns are the fields of ItemRow; one that an older file lacks is empty."""
-    import pyarrow as pa
+    """Read items.parquet: the columns are the fields of ItemRow."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(folder / ITEMS)
-    for field in _schema():
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table
+    return pq.read_table(folder / ITEMS)
+
+
+def _plain(row: ItemRow) -> dict[str, Any]:
+    # `asdict` copies deeply, which takes longer than writing for a hundred thousand rows.
+    fields = dict(row.__dict__)
+    fields["right"] = None if row.right is None else list(row.right.items())
+    return fields
 
 
 def _schema() -> "pa.Schema":
@@ -150,15 +214,15 @@ def _schema() -> "pa.Schema":
             "subject": pa.string(),
             "item": pa.string(),
             "group": pa.string(),
+            "source": pa.string(),
             "gold": pa.int32(),
             "predicted": pa.int32(),
-            "predicted_norm": pa.int32(),
-            "correct": pa.bool_(),
-            "correct_norm": pa.bool_(),
+            "right": pa.map_(pa.string(), pa.bool_()),
             "logprobs": pa.list_(pa.float64()),
             "nats": pa.float64(),
             "bytes": pa.int64(),
             "tokens": pa.int64(),
+            "words": pa.int64(),
             "touched": pa.string(),
         }
     )
