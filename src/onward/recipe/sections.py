@@ -177,6 +177,13 @@ class Evaluation(Section):
     """Score about so many held-out tokens per corpus, in the order of the split's hash; null: all."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples behind every interval."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the model computes in; auto: bf16 on a GPU for weights stored so (lm-eval's own default), fp32 elsewhere."""
+    at: tuple[Tokens, ...] = ()
+    """Token counts of training ([50M, 100M]) at which the model is written and scored too, beside the stages' ends."""
+    cloze: int | None = Field(None, ge=1)
+    """Make so many multiple-choice questions from the domain's held-out text, and score them (`cloze:domain`); null:
+    none."""
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -214,6 +221,11 @@ class Recipe(Section):
             problems.append(
                 "training.forgetting.replay: there is no `general` text to replay; add it or write `replay: null`"
             )
+        last = self.training.stages[-1]
+        outside = [tokens for tokens in self.evaluation.at if not 0 < tokens <= last]
+        if outside:
+            got = ", ".join(f"{tokens:,}" for tokens in outside)
+            problems.append(f"evaluation.at: {got} tokens; the run goes from 1 to {last:,} (training.stages)")
         if problems:
             raise ValueError("; ".join(problems))
         return self
