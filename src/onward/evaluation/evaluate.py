@@ -1,21 +1,35 @@
-"""The step `evaluate`: a model and held-out text in, an artifact of scores out."""
+"""The step `evaluate`: a model, held-out text and tasks in, an artifact of scores out."""
 
-import time
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onward.artifact import Folders, building, find, fingerprint, read_manifest
+from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
 from onward.errors import UserError
-from onward.evaluation.scores import ItemRow, Scores, read_scores, write_scores
+from onward.evaluation.partial import Partial
+from onward.evaluation.scores import HeldOutScore, ItemRow, Scores, TaskScore, read_scores, write_scores
 from onward.model.source import ModelSource, describe
 from onward.progress import Progress, Silent
 from onward.recipe import Evaluation
 from onward.recipe.sections import as_path
 from onward.tasks.questions import item_facts
+from onward.training.launch import RanksEnded, count_gpus, find_place, run_ranks
 
-_METHOD = 1
+if TYPE_CHECKING:
+    import torch
+
+    from onward.model.tokenizer import LoadedTokenizer
+    from onward.tasks import TaskItems
+
+_METHOD = 2
 """Raised when scores of the same inputs would come out different, so that older ones are not taken for them."""
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 65_536
+_JOB = "job.json"
+RANK_COMMAND = "score-share"
+"""The command, hidden from people, that a rank of an evaluation runs (`score_share`)."""
 
 
 def evaluate(
@@ -26,24 +40,44 @@ def evaluate(
     folder: Path,
     seed: int,
     progress: Progress | None = None,
+    processes: int = 1,
+    cloze: Path | None = None,
+    prompts: Path | None = None,
 ) -> Scores:
     """Score a model on held-out text and tasks, into the artifact at `folder`; done before, they are only read.
 
     held_out: folder of the corpus artifact by name (`domain`, `general`); what stands of the tasks' items in these
-    corpora is scored with and without. Raises UserError for a model, task, data folder or item that cannot be
-    scored, and when `folder` holds scores of something else.
+    corpora is scored with and without. processes: ranks that share the items, one per GPU, started by torchrun. cloze:
+    an artifact of questions made from the domain's text. prompts: a folder where the tasks' prompts are kept between
+    evaluations. Killed, it goes on after the last chunk of items; the seconds are those of all its lives.
+
+    Raises UserError for a model, task, data folder or item that cannot be scored, and when `folder` holds scores of
+    something else; RanksEnded when a rank has failed.
     """
     source = model if isinstance(model, ModelSource) else describe(model)
-    made_from = scores_made_from(source, evaluation=evaluation, held_out=held_out, seed=seed)
-    if find(folder, made_from) is None:
-        with building(folder, "evaluation", made_from) as aside:
-            scores, rows = _score(source, evaluation, held_out, seed, progress or Silent())
-            write_scores(aside, scores, rows)
+    made_from = scores_made_from(source, evaluation=evaluation, held_out=held_out, seed=seed, cloze=cloze)
+    if find(folder, made_from) is not None:
+        return read_scores(folder)
+    progress = progress or Silent()
+    with building(folder, "evaluation", made_from, keep_partial=True) as aside:
+        partial = Partial.open(aside, made_from)
+        settled = evaluation.model_copy(update={"precision": made_from["precision"]})
+        job = _Job(
+            source, settled, dict(held_out), cloze, prompts, seed, aside, partial.life, partial.began, partial.files()
+        )
+        if processes > 1:
+            if prompts is None:  # the ranks would each build them, which takes a minute for the seven tasks
+                job = replace(job, prompts=aside / "rows" / "prompts")
+            job = _shared_out(job, processes, progress)
+        texts, tasks, rows = _Scoring(job, partial, progress).all()
+        scores = Scores(source.name, tuple(texts), tuple(tasks), round(partial.lived(), 3))
+        write_scores(aside, scores, rows)
+        partial.remove()
     return read_scores(folder)
 
 
 def scores_made_from(
-    model: ModelSource, *, evaluation: Evaluation, held_out: Mapping[str, Path], seed: int
+    model: ModelSource, *, evaluation: Evaluation, held_out: Mapping[str, Path], seed: int, cloze: Path | None = None
 ) -> dict[str, Any]:
     """Return all that determines the scores of a model, without loading it or the tasks."""
     data = None if evaluation.data is None else as_path(evaluation.data)
@@ -53,11 +87,29 @@ def scores_made_from(
         "model": model.fingerprint,
         **items,
         "tasks": list(evaluation.tasks),
-        "held_out": {name: _corpus_fingerprint(path) for name, path in held_out.items()},
+        "held_out": {name: _fingerprint_of(path) for name, path in held_out.items()},
         "held_out_tokens": evaluation.held_out_tokens,
+        "cloze": None if cloze is None else _fingerprint_of(cloze),
         "resamples": evaluation.resamples,
+        "precision": choose_precision(evaluation, model),
         "seed": seed,
     }
+
+
+def choose_precision(evaluation: Evaluation, model: ModelSource) -> str:
+    """Return what `precision: auto` means for a model on this machine: `fp32` or `bf16`.
+
+    lm-eval's default (`HFLM(dtype="auto")`) computes in the type in which the weights are stored. So does this for
+    bf16 on a GPU; a CPU has no fast bf16, and rounds away what the weights do hold. Weights in fp16 are computed in
+    fp32, where nothing overflows.
+    """
+    if evaluation.precision != "auto":
+        return evaluation.precision
+    config = json.loads((model.folder / "config.json").read_bytes())
+    text = config.get("text_config") or {}
+    named = [part.get(key) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    stored = next((name for name in named if name is not None), None)
+    return "bf16" if stored == "bfloat16" and count_gpus() > 0 else "fp32"
 
 
 def touched_items(corpora: Iterable[Path]) -> dict[str, dict[str, str]]:
@@ -76,58 +128,191 @@ def touched_items(corpora: Iterable[Path]) -> dict[str, dict[str, str]]:
 
 
 def base_scores_folder(
-    folders: Folders, model: ModelSource, *, evaluation: Evaluation, held_out: Mapping[str, Path], seed: int
+    folders: Folders,
+    model: ModelSource,
+    *,
+    evaluation: Evaluation,
+    held_out: Mapping[str, Path],
+    seed: int,
+    cloze: Path | None = None,
 ) -> Path:
     """Return the folder of the cache where the scores of a base model stand, shared by every run that needs them."""
-    made_from = scores_made_from(model, evaluation=evaluation, held_out=held_out, seed=seed)
+    made_from = scores_made_from(model, evaluation=evaluation, held_out=held_out, seed=seed, cloze=cloze)
     return folders.cache / "scores" / fingerprint(made_from)
 
 
-def _corpus_fingerprint(folder: Path) -> str:
+def score_share(job: Path, progress: Progress | None = None) -> None:
+    """Score what falls to this rank of an evaluation that another process has begun (`evaluate(processes=...)`)."""
+    place, own = find_place(), _Job.read(job)
+    partial = Partial.join(own.aside, own.life, own.began)
+    _Scoring(own, partial, progress or Silent(), (place.rank, place.world)).all()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that a process needs to score its share.
+
+    done: the files of rows that were there when this life began; is_scored: there is nothing left to score.
+    """
+
+    model: ModelSource
+    evaluation: Evaluation
+    held_out: dict[str, Path]
+    cloze: Path | None
+    prompts: Path | None
+    seed: int
+    aside: Path
+    life: int
+    began: float
+    done: tuple[str, ...]
+    is_scored: bool = False
+
+    def write(self, path: Path) -> None:
+        """Write the job where the ranks read it."""
+        write_json(path, {**asdict(self), "evaluation": self.evaluation.model_dump(mode="json")})
+
+    @classmethod
+    def read(cls, path: Path) -> "_Job":
+        """Read what `write` wrote."""
+        content = json.loads(path.read_bytes())
+        model = content["model"] | {"folder": Path(content["model"]["folder"])}
+        places = {name: None if content[name] is None else Path(content[name]) for name in ("cloze", "prompts")}
+        return cls(
+            **content
+            | places
+            | {
+                "model": ModelSource(**model),
+                "evaluation": Evaluation.model_validate(content["evaluation"]),
+                "held_out": {name: Path(folder) for name, folder in content["held_out"].items()},
+                "aside": Path(content["aside"]),
+                "done": tuple(content["done"]),
+            }
+        )
+
+
+def _shared_out(job: _Job, processes: int, progress: Progress) -> _Job:
+    """Have several ranks score; return the job of the one who joins what they wrote. Raises RanksEnded."""
+    from onward.tasks import load_items
+
+    evaluation = job.evaluation
+    # The first to build the prompts does it for all; a wrong name or file is told once.
+    load_items(evaluation.tasks, _data(evaluation), evaluation.limit, cache=job.prompts)
+    path = job.aside / "rows" / _JOB
+    job.write(path)
+    progress.begin("scoring", processes, "ranks")
+    progress.advance(processes)
+    status = run_ranks([RANK_COMMAND, str(path)], processes)
+    if status:
+        raise RanksEnded(status)
+    return replace(job, done=Partial.join(job.aside, job.life, job.began).files(), is_scored=True)
+
+
+def _data(evaluation: Evaluation) -> Path | None:
+    return None if evaluation.data is None else as_path(evaluation.data)
+
+
+def _fingerprint_of(folder: Path) -> str:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError("the held-out text is not prepared", str(folder), todo="run `onward prepare` first")
     return manifest.fingerprint
 
 
-def _score(
-    source: ModelSource, evaluation: Evaluation, held_out: Mapping[str, Path], seed: int, progress: Progress
-) -> tuple[Scores, list[ItemRow]]:
-    import torch
+class _Scoring:
+    """Scores a job, or a rank's share of it; the model is loaded when something is left to score."""
 
-    from onward.evaluation.harness import score_task
-    from onward.evaluation.heldout import score_held_out
-    from onward.model.load import load_model
-    from onward.model.tokenizer import read_tokenizer
-    from onward.tasks import load_items
+    def __init__(self, job: _Job, partial: Partial, progress: Progress, share: tuple[int, int] = (0, 1)) -> None:
+        self.job, self.partial, self.progress, self.share = job, partial, progress, share
+        self.done = partial.rows(job.done)
 
-    started = time.monotonic()
-    data = None if evaluation.data is None else as_path(evaluation.data)
-    # The items come first: a wrong name or file shows before anything is computed.
-    items = load_items(evaluation.tasks, data, evaluation.limit)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch_tokens = 65_536 if device == "cuda" else 4096
-    model, tokenizer = load_model(source, device=device), read_tokenizer(source.folder)
-    texts, tasks, rows = [], [], []
-    for name, folder in held_out.items():
-        text, new = score_held_out(
-            model,
-            tokenizer,
+    def all(self) -> tuple[list[HeldOutScore], list[TaskScore], list[ItemRow]]:
+        """Score texts, then tasks; a rank of several gets no scores, only its rows."""
+        # The items come first: a wrong name or file shows before anything is computed.
+        items = self._items()
+        texts: list[HeldOutScore] = []
+        tasks: list[TaskScore] = []
+        rows: list[ItemRow] = []
+        for name, folder in self.job.held_out.items():
+            text, new = self._text(name, folder)
+            texts += [] if text is None else [text]
+            rows += new
+        touched = touched_items(self.job.held_out.values())
+        for name, task_items in items.items():
+            task, new = self._task(task_items, touched.get(name, {}))
+            tasks += [] if task is None else [task]
+            rows += new
+        return texts, tasks, rows
+
+    @cached_property
+    def _device(self) -> "torch.device":
+        from onward.training.ranks import choose_device
+
+        return choose_device(find_place())
+
+    @cached_property
+    def _batch_tokens(self) -> int:
+        return _GPU_BATCH_TOKENS if self._device.type == "cuda" else _CPU_BATCH_TOKENS
+
+    @cached_property
+    def _tokenizer(self) -> "LoadedTokenizer":
+        from onward.model.tokenizer import read_tokenizer
+
+        return read_tokenizer(self.job.model.folder)
+
+    @cached_property
+    def _model(self) -> Any:
+        """The model on its device; None where nothing is left to score."""
+        if self.job.is_scored:
+            return None
+        import torch
+
+        from onward.model.load import load_model
+
+        dtype = torch.bfloat16 if self.job.evaluation.precision == "bf16" else torch.float32
+        return load_model(self.job.model, dtype, str(self._device))
+
+    def _items(self) -> "dict[str, TaskItems]":
+        from onward.tasks import load_items
+
+        evaluation = self.job.evaluation
+        items = load_items(evaluation.tasks, _data(evaluation), evaluation.limit, cache=self.job.prompts)
+        if self.job.cloze is not None:
+            from onward.evaluation.cloze import load_cloze
+
+            made = load_cloze(self.job.cloze)
+            items[made.task] = made
+        return items
+
+    def _text(self, name: str, folder: Path) -> tuple[HeldOutScore | None, list[ItemRow]]:
+        from onward.evaluation.heldout import score_held_out
+
+        evaluation = self.job.evaluation
+        return score_held_out(
+            self._model,
+            self._tokenizer,
             name,
             folder / "held_out.parquet",
             tokens=evaluation.held_out_tokens,
-            batch_tokens=batch_tokens,
+            batch_tokens=self._batch_tokens,
             resamples=evaluation.resamples,
-            seed=seed,
-            progress=progress,
+            seed=self.job.seed,
+            progress=self.progress,
+            done=self.done.get(f"held_out:{name}", ()),
+            keep=self.partial.keep,
+            share=self.share,
         )
-        texts.append(text)
-        rows += new
-    touched = touched_items(held_out.values())
-    for name, task_items in items.items():
-        task, new = score_task(
-            model, tokenizer, task_items, batch_tokens=batch_tokens, progress=progress, touched=touched.get(name, {})
+
+    def _task(self, items: "TaskItems", touched: Mapping[str, str]) -> tuple[TaskScore | None, list[ItemRow]]:
+        from onward.evaluation.harness import score_task
+
+        return score_task(
+            self._model,
+            self._tokenizer,
+            items,
+            batch_tokens=self._batch_tokens,
+            progress=self.progress,
+            touched=touched,
+            done=self.done.get(items.task, ()),
+            keep=self.partial.keep,
+            share=self.share,
         )
-        tasks.append(task)
-        rows += new
-    return Scores(source.name, tuple(texts), tuple(tasks), round(time.monotonic() - started, 3)), rows
