@@ -120,6 +120,18 @@ class Checkpoints:
         self._thread = Thread(target=self._write_aside, args=(save, copied), name="checkpoint")
         self._thread.start()
 
+    def write_model(self, folder: Path, step: int, export: Callable[[Path], None]) -> None:
+        """Make an artifact of this step's model at `folder`, with no state to go on from; return when it is there.
+
+        export: as in `save`. Raises UserError, on every rank, when the disk is full.
+        """
+
+        def write() -> None:
+            with building(folder, "model", self._made_at(step)) as aside:
+                export(aside)
+
+        _together(self._ranks, write if self._ranks.is_first else _nothing)
+
     def wait(self) -> None:
         """Return when nothing is being written; raises, on every rank, what the writing thread met."""
         if self._thread is not None:

@@ -47,10 +47,12 @@ class _Stopped(Exception):
 
 
 class Loop:
-    """Trains a session to the end of its stages."""
+    """Trains a session to the end of its stages; points: where a model is written on the way."""
 
-    def __init__(self, session: Session, record: Record | None, progress: Progress) -> None:
-        self.session, self.record, self.progress = session, record, progress
+    def __init__(
+        self, session: Session, record: Record | None, progress: Progress, points: tuple[Stage, ...] = ()
+    ) -> None:
+        self.session, self.record, self.progress, self.points = session, record, progress, points
         self.ranks, self.training, self.plan = session.ranks, session.training, session.plan
         self.on_gpu = self.ranks.device.type == "cuda"
         self.cadence = _GPU_CADENCE if self.on_gpu else 1
@@ -93,6 +95,11 @@ class Loop:
         session = self.session
         if self._made(stage):
             session.step += 1
+            # Before the state of this step is saved: a kill in between has the step made again, and the model with it.
+            for point in self.points:
+                if point.steps == session.step:
+                    session.write_model(point)
+                    self._event("model", folder=point.folder.name)
         ended, saves = session.step == stage.steps, False
         # Several ranks look at every step, together: a signal reaches them at different moments.
         if session.step % self.cadence == 0 or ended or self.ranks.world > 1 or self.stop.number is not None:

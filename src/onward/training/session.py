@@ -266,6 +266,10 @@ class Session:
         export = None if stage is None else self._export()
         self.checkpoints.save(name, snapshot, self.learner.tensors(), export, written)
 
+    def write_model(self, point: Stage) -> None:
+        """Write the weights of this step as a model of its own, beside the checkpoints; every rank takes part."""
+        self.checkpoints.write_model(point.folder, self.step, self._export())
+
     def _export(self) -> Callable[[Path], None]:
         """Take a copy of the weights now, and return what writes it as a plain Hugging Face folder."""
         dtype = stored_dtype(self.base)

@@ -1,5 +1,6 @@
 """The stages of a run: where each ends and where its checkpoint is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def stages_of(training: Training, seed: int, run_folder: Path) -> tuple[Stage, .
         Stage(number, tokens, steps, run_folder / "checkpoints" / f"tokens-{stage_name(tokens)}")
         for number, (tokens, steps) in enumerate(zip(training.stages, plan.stage_steps, strict=True), start=1)
     )
+
+
+def points_of(training: Training, at: Sequence[int], seed: int, run_folder: Path) -> tuple[Stage, ...]:
+    """List the counts of tokens at which a model is written beside the ends of the stages, in their order.
+
+    Each ends at the first step that reaches its tokens; its number is that of the stage it lies in. Its folder holds
+    the model alone. What is the end of a stage needs no second model and is left out.
+    """
+    plan = plan_batches(training, seed)
+    found = []
+    for tokens in sorted(set(at) - set(training.stages)):
+        steps = -(-tokens // plan.step_tokens)
+        number = next(n for n, end in enumerate(plan.stage_steps, start=1) if steps <= end)
+        found.append(Stage(number, tokens, steps, run_folder / "models" / f"tokens-{stage_name(tokens)}"))
+    return tuple(found)
 
 
 def stage_name(tokens: int) -> str:

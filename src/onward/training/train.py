@@ -1,6 +1,6 @@
 """The step `train`: from a base model and prepared corpora to the checkpoint at the end of each stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from onward.progress import Progress, Silent
 from onward.recipe import Training
 from onward.training.launch import count_gpus
 from onward.training.record import recorded
-from onward.training.stages import COST_KNOBS, Stage, stages_of
+from onward.training.stages import COST_KNOBS, Stage, points_of, stages_of
 
 
 def train(
@@ -24,12 +24,14 @@ def train(
     run_folder: Path,
     until_stage: int | None = None,
     until_step: int | None = None,
+    at: Sequence[int] = (),
     progress: Progress | None = None,
     while_waiting: Callable[[], None] | None = None,
 ) -> tuple[Stage, ...]:
     """Train to the end of `until_stage` (from 1; None: the last), resuming from the newest checkpoint.
 
-    until_step: stop when so many steps of the run are done and saved, wherever in a stage that is.
+    until_step: stop when so many steps of the run are done and saved, wherever in a stage that is. at: token counts at
+    which a model is written as well (`stages.points_of`); the training is the same with and without.
 
     domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
     while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises
@@ -45,9 +47,16 @@ def train(
     def made_at(step: int) -> dict[str, Any]:
         return _inputs_at(inputs, stages, step)
 
-    missing = [stage for stage in due if find(stage.folder, made_at(stage.steps)) is None]
-    if not missing:
+    end = due[-1].steps if until_step is None else min(due[-1].steps, until_step)
+    points = tuple(point for point in points_of(training, at, seed, run_folder) if point.steps <= end)
+    missing, points = (
+        tuple(place for place in places if find(place.folder, made_at(place.steps)) is None) for places in (due, points)
+    )
+    if not missing and not points:
         return due
+    first, last = (choose((*missing, *points), key=lambda place: place.steps) for choose in (min, max))
+    # After a model alone nothing is missing: the end of its stage is there, and stays as it is.
+    stop = until_step if last in due else last.steps
     # Imported when there is something to do: a run that is done needs no torch.
     from onward.training.loop import Loop
     from onward.training.ranks import joined
@@ -60,11 +69,11 @@ def train(
             opened.enter_context(locked(checkpoints))
         # An earlier stage may be missing while a later one is there: it is made anew from the states before it.
         session = Session(
-            training, base, domain, general, seed, run_folder, made_at, missing[0].steps, ranks, progress, while_waiting
+            training, base, domain, general, seed, run_folder, made_at, first.steps, ranks, progress, while_waiting
         )
-        record = opened.enter_context(recorded(run_folder, session.step, missing[-1].steps)) if ranks.is_first else None
+        record = opened.enter_context(recorded(run_folder, session.step, last.steps)) if ranks.is_first else None
         session.begin(record)
-        Loop(session, record, progress).run(due[: missing[-1].number], until_step)
+        Loop(session, record, progress, points).run(due[: last.number], stop)
     return tuple(stage for stage in due if until_step is None or stage.steps <= until_step)
 
 
