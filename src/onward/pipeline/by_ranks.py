@@ -7,7 +7,7 @@ from onward.artifact import Folders, read_manifest
 from onward.progress import Progress
 from onward.recipe import Recipe
 from onward.training.launch import RanksEnded, run_ranks
-from onward.training.stages import stages_of
+from onward.training.stages import points_of, stages_of
 
 if TYPE_CHECKING:
     from onward.training.stages import Stage
@@ -28,7 +28,9 @@ def train_by_ranks(
     """
     folder = folders.runs / recipe.name
     stages = stages_of(recipe.training, recipe.seed, folder)[:until_stage]
-    if all(read_manifest(stage.folder) is not None for stage in stages):
+    points = points_of(recipe.training, recipe.evaluation.at, recipe.seed, folder)
+    due = (*stages, *(point for point in points if point.number <= len(stages)))
+    if all(read_manifest(place.folder) is not None for place in due):
         return stages
     command = ["train", str(folder / "recipe.yaml"), "--until-stage", str(len(stages))]
     command += [] if until_step is None else ["--until-step", str(until_step)]

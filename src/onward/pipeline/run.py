@@ -1,6 +1,5 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -15,10 +14,11 @@ from onward.corpus.preparation import Items, Preparation, plan_preparation
 from onward.corpus.prepare import PreparedCorpus, make
 from onward.corpus.reading.sources import find_inputs
 from onward.errors import RankError, UserError
-from onward.model.source import ModelSource, describe, resolve
+from onward.model.source import ModelSource, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.pipeline.by_ranks import first_alone, train_by_ranks
 from onward.pipeline.run_folder import RunFolder
+from onward.pipeline.scoring import Scoring
 from onward.plan import Plan, check_domain, check_model, plan_run, wanted_tokens
 from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
@@ -68,8 +68,8 @@ class Run:
     """One recipe in its folder; every method makes what is missing and returns at once when nothing is.
 
     folders: where artifacts live (None: the defaults). workers: processes that prepare text (None: one per core);
-    start_workers: another engine for them (`corpus.ray_engine`). processes: ranks that train, one per GPU; they are
-    started by torchrun. Started by torchrun or srun itself, every rank opens the run and calls `train`.
+    start_workers: another engine for them (`corpus.ray_engine`). processes: ranks that train and score, one per GPU;
+    they are started by torchrun. Started by torchrun or srun itself, every rank opens the run and calls `train`.
     """
 
     def __init__(
@@ -133,14 +133,7 @@ class Run:
 
     def score_base(self) -> "Scores":
         """Score the base model; the result is shared by every run that starts from it on the same text."""
-        from onward.evaluation.evaluate import base_scores_folder, evaluate
-
-        evaluation, held_out, seed = self.recipe.evaluation, self.corpora.paths(), self.recipe.seed
-        folder = base_scores_folder(self.folders, self.base, evaluation=evaluation, held_out=held_out, seed=seed)
-        self._kept.record(self.base, base_scores=str(folder))
-        return evaluate(
-            self.base, evaluation=evaluation, held_out=held_out, folder=folder, seed=seed, progress=self.progress
-        )
+        return self._scoring.score_base()
 
     def train(self, until_stage: int | None = None, until_step: int | None = None) -> "tuple[Stage, ...]":
         """Train to the end of a stage (None: all), going on from the newest checkpoint; return the complete stages.
@@ -185,29 +178,29 @@ class Run:
         )
 
     def score_stage(self, stage: "Stage") -> "Scores":
-        """Score the checkpoint at a stage's end."""
-        from onward.evaluation.evaluate import evaluate
-
-        folder = self.folder / "scores" / stage.folder.name
-        scored, model = read_manifest(folder), describe(stage.model)
-        if scored is not None and scored.made_from.get("model") != model.fingerprint:
-            shutil.rmtree(folder)  # the checkpoint was made anew, and not to the same bits: another device, say
-        return evaluate(
-            model,
-            evaluation=self.recipe.evaluation,
-            held_out=self.corpora.paths(),
-            folder=folder,
-            seed=self.recipe.seed,
-            progress=self.progress,
-        )
+        """Score the checkpoint at a stage's end, or the model of a token count between (`evaluation.at`)."""
+        return self._scoring.score_stage(stage)
 
     def scores(self) -> "tuple[Scores, ...]":
-        """Score the base and every stage whose checkpoint is complete, the base first."""
+        """Score the base and every model whose training is done, by its tokens, the base first."""
         from onward.training.stages import stages_of
 
         stages = stages_of(self.recipe.training, self.recipe.seed, self.folder)
-        trained = [stage for stage in stages if read_manifest(stage.folder) is not None]
-        return (self.score_base(), *(self.score_stage(stage) for stage in trained))
+        places = sorted((*stages, *self._points()), key=lambda place: place.tokens)
+        trained = [place for place in places if read_manifest(place.folder) is not None]
+        return (self.score_base(), *(self.score_stage(place) for place in trained))
+
+    def _points(self, stage: int | None = None) -> "tuple[Stage, ...]":
+        """The models between the stages' ends; stage: those that lie in it."""
+        from onward.training.stages import points_of
+
+        points = points_of(self.recipe.training, self.recipe.evaluation.at, self.recipe.seed, self.folder)
+        return tuple(point for point in points if stage in (None, point.number))
+
+    @cached_property
+    def _scoring(self) -> Scoring:
+        inputs = (self.recipe, self.base, self.corpora.paths(), self.folders, self._kept)
+        return Scoring(*inputs, self.progress, self.processes)
 
     def report(self) -> "ReportFiles":
         """Write the report from whatever the run has so far."""
@@ -229,6 +222,8 @@ class Run:
         stages: tuple[Stage, ...] = ()
         for number in range(1, len(self.recipe.training.stages) + 1):
             stages = self.train(until_stage=number)
+            for point in self._points(number):
+                self.score_stage(point)
             scores.append(self.score_stage(stages[-1]))
         return RunResult(self.folder, plan, stages, base_scores, tuple(scores), self.report())
 
@@ -324,6 +319,7 @@ class Run:
             run_folder=self.folder,
             until_stage=until_stage,
             until_step=until_step,
+            at=self.recipe.evaluation.at,
             progress=self.progress,
             while_waiting=while_waiting,
         )

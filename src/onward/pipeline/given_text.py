@@ -1,0 +1,69 @@
+"""Text that is given to be scored, from any files: as the held-out text of a corpus, without preparing one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import xxhash
+
+from onward.artifact import building, find, fingerprint
+from onward.corpus.documents import WITHOUT_TEXT, Document
+from onward.corpus.reading.formats import COMPRESSIONS
+from onward.corpus.reading.sources import Inputs, find_inputs, read_source
+from onward.errors import UserError
+from onward.progress import Progress
+from onward.recipe import Source
+
+
+def given_texts(paths: Sequence[str], cache: Path, progress: Progress) -> dict[str, Path]:
+    """Read files, folders or globs (JSONL, Parquet, text, pages) into artifacts like a corpus's held-out text.
+
+    Returns the artifact of each by its name, which is that of the file without its suffixes. Nothing is filtered: every
+    document is scored. Raises UserError when a path is not there, or holds something that is no text.
+    """
+    sources = [find_inputs(Source(path=path)) for path in dict.fromkeys(paths)]
+    found: dict[str, Path] = {}
+    for inputs in sources:
+        name = _name(inputs.source.path)
+        if name in found:
+            todo = "rename one of the files, or score them one after the other into different --out"
+            raise UserError("two texts have one name, which their scores are told apart by", "--text", name, todo=todo)
+        found[name] = _read(inputs, name, cache, progress)
+    return found
+
+
+def _name(path: str) -> str:
+    place = Path(path.rstrip("/"))
+    while place.suffix.lower() in COMPRESSIONS:
+        place = place.with_suffix("")
+    return place.with_suffix("").name or "text"
+
+
+def _read(inputs: Inputs, name: str, cache: Path, progress: Progress) -> Path:
+    from onward.corpus.tables import HELD_OUT_FILE, HeldOutSpill, write_held_out
+
+    made_from = {"method": 1, "inputs": inputs.facts()}
+    folder = cache / "texts" / fingerprint(made_from)
+    if find(folder, made_from) is not None:
+        return folder
+    with building(folder, "text", made_from) as aside:
+        spilled, documents = aside / "spilled", 0
+        spill = HeldOutSpill(spilled)
+        progress.begin(f"reading {name}", None, "documents")
+        for item in read_source(inputs):
+            if isinstance(item, Document):
+                text = item.text.encode("utf-8", errors="replace")
+                # By the text's hash: its front, which a limit of tokens takes, is a sample of all of it.
+                order = xxhash.xxh3_64_intdigest(text)
+                row = (documents, item.id, item.source, item.group, text.decode(), len(text))
+                spill.add(order, row)
+                documents += 1
+                progress.advance(documents)
+            elif item.reason not in WITHOUT_TEXT:
+                todo = "mend or remove it: a score of what is left would not be that of the text"
+                raise UserError("a text that is to be scored cannot be read", item.where, item.reason, todo=todo)
+        spill.close()
+        if not documents:
+            raise UserError("there is no text to score", inputs.source.path, "0 documents")
+        write_held_out([spilled], aside / HELD_OUT_FILE)
+        spilled.unlink()
+    return folder
