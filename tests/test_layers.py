@@ -25,6 +25,7 @@ ORDER = (
     "pipeline",
     "verification",
     "terminal",
+    "command",
     "cli",
     "__main__",
 )

@@ -3,30 +3,32 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from onward import __version__
-
-if TYPE_CHECKING:
-    from onward.corpus.engine import StartWorkers
-    from onward.pipeline import Run
-
+from onward.command import (
+    Address,
+    Cache,
+    CorpusName,
+    Engine,
+    EngineName,
+    Gpus,
+    Overrides,
+    Processes,
+    RecipeName,
+    Runs,
+    Stream,
+    Workers,
+    opened,
+    user_errors,
+)
 
 _FORMATS = "jsonl, parquet, or tokens: a Hugging Face data set, packed."
-
-
-class EngineName(StrEnum):
-    """What runs the chunks of a corpus."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 class ExportFormat(StrEnum):
@@ -45,22 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or `quickstart`.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="Shared artifacts. [default: ~/.cache/onward]")]
-Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of the runs. [default: ./runs]")]
-CorpusName = Annotated[
-    str, typer.Argument(metavar="CORPUS", help="A prepared corpus, or the folder or the recipe of a run.")
-]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes for text. [default: the cores]")]
-Engine = Annotated[EngineName, typer.Option("--engine", help="What prepares text: this machine, or a Ray cluster.")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray: auto or HOST:PORT. [default: one started here]")]
-Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Train on so many GPUs, by torchrun. [default: one]")]
-Processes = Annotated[
-    int | None, typer.Option("--processes", min=1, help="Train in so many CPU processes instead. [default: one]")
-]
-Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 
 
 @app.command()
@@ -318,84 +304,6 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Print what a user can mend and leave with exit code 2; leave with 128 + signal after an interruption."""
-    from onward.errors import RankError, UserError
-    from onward.training.launch import RanksEnded, find_place
-
-    try:
-        yield
-    except UserError as error:
-        from onward.terminal import print_error
-
-        if find_place().is_first or isinstance(error, RankError):  # else the first rank says it too
-            print_error(error)
-        raise typer.Exit(2) from None
-    except RanksEnded as ended:
-        raise typer.Exit(ended.status) from None
-    except KeyboardInterrupt:
-        typer.echo("stopped; nothing finished is lost, run the same command to go on", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
-
-
-@contextmanager
-def opened(
-    recipe: str,
-    overrides: list[str] | None,
-    cache: Path | None,
-    runs: Path | None,
-    workers: int | None,
-    engine: EngineName = EngineName.LOCAL,
-    address: str | None = None,
-    ranks: tuple[int | None, int | None] = (None, None),
-    is_rank: bool = False,
-) -> "Iterator[Run]":
-    """Open a recipe as a Run that shows its progress, and turn its errors into messages.
-
-    ranks: GPUs and CPU processes asked for. is_rank: the command may be one of several ranks.
-    """
-    with user_errors():
-        from onward.artifact import Folders, disk_errors
-        from onward.errors import UserError
-        from onward.pipeline import Run
-        from onward.progress import Silent
-        from onward.signals import Interrupted
-        from onward.terminal import Terminal
-        from onward.training.launch import find_place, processes_asked_for
-
-        place = find_place()
-        if place.world > 1 and not is_rank:
-            todo = "start `onward train` by torchrun or srun, every other command by hand"
-            raise UserError(f"this command is one process, not {place.world} ranks", todo=todo)
-        terminal, folders = Terminal(), Folders.default(cache, runs)
-        progress = terminal if place.is_first else Silent()
-        processes = processes_asked_for(*ranks)
-        try:
-            with disk_errors(folders.runs):
-                yield Run(recipe, overrides or (), folders, progress, workers, _engine(engine, address), processes)
-        except Interrupted as stopped:
-            terminal.end()
-            if place.is_first:
-                typer.echo(str(stopped), err=True)
-            raise typer.Exit(stopped.code) from None
-        finally:
-            terminal.end()
-
-
-def _engine(engine: EngineName, address: str | None) -> "StartWorkers[Any, Any] | None":
-    """Return what starts the workers of another engine than this machine's processes."""
-    from onward.errors import UserError
-
-    if engine is EngineName.RAY:
-        from onward.corpus.ray_engine import ray_workers
-
-        return ray_workers(address)
-    if address is not None:
-        raise UserError("only Ray has an address", "--address", address, todo="add --engine ray")
-    return None
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
