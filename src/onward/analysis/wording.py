@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from onward.analysis.difference import BITS_PER_BYTE, Comparison, Difference
+from onward.analysis.difference import Comparison, Difference
 
 TITLES = {
     "domain": "Domain text",
@@ -16,6 +16,7 @@ TITLES = {
     "boolq": "BoolQ",
     "piqa": "PIQA",
 }
+HOLDS_ZERO = "the interval holds zero"
 MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 
@@ -53,21 +54,27 @@ def decimals_for(low: float, high: float) -> int:
 
 def values_text(difference: Difference) -> tuple[str, str]:
     """Write the values before and after, in their unit."""
-    if difference.metric == BITS_PER_BYTE:
-        decimals = decimals_for(difference.low, difference.high)
-        return number(difference.before, decimals), number(difference.after, decimals)
-    return percent(difference.before), percent(difference.after)
+    if difference.is_share:
+        return percent(difference.before), percent(difference.after)
+    decimals = decimals_for(difference.low, difference.high)
+    return number(difference.before, decimals), number(difference.after, decimals)
 
 
 def change_text(difference: Difference) -> tuple[str, str]:
-    """Write the change and its interval: bits per byte as they are, scores in points of a percentage."""
-    scale, decimals = (1, decimals_for(difference.low, difference.high))
-    if difference.metric != BITS_PER_BYTE:
-        scale, decimals = 100, 1
+    """Write the change and its interval: shares in points of a percentage, all else as it is."""
+    scale, decimals = (100, 1) if difference.is_share else (1, decimals_for(difference.low, difference.high))
     if math.isnan(difference.low):
         return number(scale * difference.delta, decimals, sign=True), "unknown"
     low, high = (number(scale * end, decimals, sign=True) for end in (difference.low, difference.high))
     return number(scale * difference.delta, decimals, sign=True), f"{low} to {high}"
+
+
+def adjusted_text(difference: Difference) -> tuple[str, str] | None:
+    """Write the scores where guessing is 0 and all right is 100; None for what is not chosen."""
+    if difference.adjusted is None:
+        return None
+    before, after = (number(100 * score, 1) for score in difference.adjusted)
+    return before, after
 
 
 def sentence(difference: Difference) -> str:
@@ -75,7 +82,8 @@ def sentence(difference: Difference) -> str:
     before, after = values_text(difference)
     change, interval = change_text(difference)
     named = title(difference.name)
-    if difference.metric == BITS_PER_BYTE:
+    if difference.is_text:
+        named = named if difference.source is None else f"{named}, {difference.source}"
         what = f"{before} {ARROW} {after} bits per byte ({change}, 95 % interval {interval})"
     else:
         named = f"{named} ({difference.metric})"
@@ -83,8 +91,12 @@ def sentence(difference: Difference) -> str:
             named = f"{named} {without_text(difference)}"
         test = "" if difference.p_adjusted is None else f", p {_equals(p_text(difference.p_adjusted))} after Holm"
         rates = f"{before} {ARROW} {after} of {difference.items:,} items"
-        what = f"{rates} ({change} points, 95 % interval {interval}{test})"
-    return f"{named}: {what}: {difference.verdict}."
+        points = " points" if difference.is_share else ""
+        what = f"{rates} ({change}{points}, 95 % interval {interval}{test})"
+    if difference.seeds:
+        what = f"{what}, {len(difference.seeds)} seeds"
+    why = f" ({difference.why})" if difference.why and difference.why != HOLDS_ZERO else ""
+    return f"{named}: {what}: {difference.verdict}{why}."
 
 
 def without_text(difference: Difference) -> str:
@@ -120,7 +132,7 @@ def headline(comparison: Comparison) -> str:
 
 def task_tally(differences: Sequence[Difference]) -> str | None:
     """Count the task rows by verdict: `Tasks: 1 gained (MMLU acc), 10 not distinguishable`; None without tasks."""
-    tasks = [row for row in differences if row.metric != BITS_PER_BYTE]
+    tasks = [row for row in differences if not row.is_text]
     if not tasks:
         return None
     parts = []
