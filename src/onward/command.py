@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onward.artifact import Folders
     from onward.corpus.engine import StartWorkers
     from onward.pipeline import Run
+    from onward.pipeline.models import HowToScore
     from onward.progress import Progress
 
 
@@ -22,6 +23,14 @@ class EngineName(StrEnum):
 
     LOCAL = "local"
     RAY = "ray"
+
+
+class Precision(StrEnum):
+    """What a model computes in while it is scored."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or `quickstart`.")]
@@ -38,6 +47,33 @@ Gpus = Annotated[int | None, typer.Option("--gpus", min=1, help="Train on so man
 Processes = Annotated[
     int | None, typer.Option("--processes", min=1, help="Train in so many CPU processes instead. [default: one]")
 ]
+Tasks = Annotated[
+    str | None,
+    typer.Option("--tasks", metavar="A,B", help="lm-eval's task names; none: text alone. [default: the seven]"),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="FOLDER", help="The benchmarks' original files. [default: the Hub]")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="So many items of each task. [default: all]")]
+Texts = Annotated[
+    list[str] | None, typer.Option("--text", metavar="FILE", help="Held-out text: jsonl, parquet, txt; repeatable.")
+]
+TextTokens = Annotated[
+    str | None,
+    typer.Option("--text-tokens", metavar="TOKENS", help="So many of each text, or all. [default: 1M]"),
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="auto: bf16 on a GPU for weights stored so. [default: auto]")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of the scores. [default: ./scores]")]
+ScoringGpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Share the items among so many GPUs. [default: one]")
+]
+ScoringProcesses = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="Share them among so many CPU processes. [default: one]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks while the rest is prepared.")]
 
 
@@ -126,6 +162,50 @@ def opened(
 
         start = _engine(engine, address)
         yield Run(recipe, overrides or (), work.folders, work.progress, workers, start, work.processes)
+
+
+def how_to_score(
+    work: Work,
+    tasks: str | None,
+    data: str | None,
+    limit: int | None,
+    texts: list[str] | None,
+    text_tokens: str | None,
+    precision: Precision | None,
+    out: Path | None,
+) -> "HowToScore":
+    """Put together what models are scored on, as the options of a command say it."""
+    from onward.errors import UserError
+    from onward.pipeline.models import HowToScore
+    from onward.recipe import Evaluation
+    from onward.recipe.quantities import parse_tokens
+
+    given: dict[str, Any] = {"data": data, "limit": limit, "precision": (precision or Precision.AUTO).value}
+    if tasks is not None:
+        given["tasks"] = tuple(name for part in tasks.split(",") if (name := part.strip()) and name != "none")
+    if text_tokens is not None:
+        try:
+            given["held_out_tokens"] = None if text_tokens == "all" else parse_tokens(text_tokens)
+        except ValueError as error:
+            raise UserError("not a number of tokens", "--text-tokens", text_tokens, str(error)) from None
+    evaluation = Evaluation.model_validate(given)
+    place = out or Path("scores")
+    return HowToScore(
+        evaluation, tuple(texts or ()), place, work.folders, progress=work.progress, processes=work.processes
+    )
+
+
+def refuse_options(recipe: str | None, of_models: dict[str, object], of_recipes: dict[str, object]) -> None:
+    """Raise UserError for an option that says nothing of what is scored: of models beside a recipe, or the reverse."""
+    from onward.errors import UserError
+
+    given = [name for name, value in (of_recipes if recipe is None else of_models).items() if value is not None]
+    if not given:
+        return
+    if recipe is None:
+        raise UserError("these options are for a recipe", got=", ".join(given), todo="leave them out for models")
+    todo = "leave them out; --set evaluation.tasks=[piqa] and the like change the recipe"
+    raise UserError("the recipe itself says what is scored", got=", ".join(given), todo=todo)
 
 
 def _engine(engine: EngineName, address: str | None) -> "StartWorkers[Any, Any] | None":

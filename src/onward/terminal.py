@@ -9,11 +9,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from onward.analysis import Comparisons
     from onward.corpus.inspected import Inspection
     from onward.corpus.ledger import Ledger
     from onward.errors import UserError
+    from onward.evaluation.scores import Scores
     from onward.plan import Foresight
     from onward.reporting.summary import SummaryRow
     from onward.verification import Verification
@@ -137,6 +139,38 @@ def print_summary(rows: "tuple[SummaryRow, ...]", title: str) -> None:
     for row in rows:
         table.add_row(row.name, row.before, row.after, row.change, row.interval, row.verdict)
     _results().print(table)
+
+
+def print_scores(scores: "Sequence[tuple[str, Scores]]", as_json: bool) -> None:
+    """Print the scores of models, each under its name; intervals in brackets, standard errors after the sign."""
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({name: asdict(score) for name, score in scores}, ensure_ascii=False))
+        return
+    for name, score in scores:
+        print(name)
+        for text in score.held_out:
+            print(f"  {text.corpus:<18} {text.bits_per_byte:.4f} bits per byte [{text.low:.4f}, {text.high:.4f}]")
+            for source in text.sources:
+                numbers = f"{source.bits_per_byte:.4f} [{source.low:.4f}, {source.high:.4f}]"
+                print(f"    {source.source}: {numbers}, {source.documents:,} documents")
+        for task in score.tasks:
+            values = [
+                f"{measure.name} {measure.value:.4f}" + ("" if measure.stderr is None else f" ± {measure.stderr:.4f}")
+                for measure in task.measures
+            ]
+            chance = "" if task.chance is None else f", chance {task.chance:.4f}"
+            print(f"  {task.task:<18} {', '.join(values)} ({task.items:,} items{chance})")
+
+
+def print_comparisons(comparisons: "Comparisons") -> None:
+    """Print what became of each model in comparison with the first."""
+    from onward.reporting.summary import summary_rows
+
+    for comparison in comparisons.comparisons:
+        print_summary(summary_rows(comparison), f"{comparison.before} (before) and {comparison.after} (after)")
 
 
 def print_ledger(label: str, ledger: "Ledger") -> None:

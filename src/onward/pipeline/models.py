@@ -1,0 +1,176 @@
+"""Any models, also ones not made by onward: scored each on the same, and compared item by item."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onward.artifact import Folders, find, read_manifest, write_json, write_text
+from onward.errors import UserError
+from onward.evaluation.scores import RESULTS
+from onward.model.source import ModelSource, resolve
+from onward.progress import Progress, Silent
+from onward.recipe import Evaluation
+from onward.recipe.loading import PACKAGED
+
+if TYPE_CHECKING:
+    from onward.analysis import Comparisons
+    from onward.evaluation.scores import Scores
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """The scores of a model and the folder they stand in; name: what it is called beside others."""
+
+    name: str
+    folder: Path
+    scores: "Scores"
+
+
+@dataclass(frozen=True)
+class ComparedModels:
+    """What the comparison of models with the first of them says, and where it is written."""
+
+    comparisons: "Comparisons"
+    json: Path
+    markdown: Path
+
+
+@dataclass(frozen=True)
+class HowToScore:
+    """What models are scored on and where. texts: files with held-out text; out: the folder of the scores."""
+
+    evaluation: Evaluation
+    texts: tuple[str, ...] = ()
+    out: Path = Path("scores")
+    folders: Folders | None = None
+    seed: int = 0
+    progress: Progress | None = None
+    processes: int = 1
+
+
+def is_recipe(target: str) -> bool:
+    """Whether an argument names a recipe: a YAML file or a packaged name; all else is a model."""
+    return target in PACKAGED or target.lower().endswith((".yaml", ".yml"))
+
+
+def recipe_among(targets: Sequence[str]) -> str | None:
+    """Return the recipe when it is all that was asked for, None when all are models; raises UserError for a mixture."""
+    recipes = [target for target in targets if is_recipe(target)]
+    if not recipes:
+        return None
+    if len(targets) > 1:
+        todo = "one command for the recipe, which scores its base and its stages, and one for the models"
+        raise UserError("a recipe is scored alone", got=", ".join(targets), expected="models, or one recipe", todo=todo)
+    return recipes[0]
+
+
+def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, ...]:
+    """Score each model, a folder, a Hub id or `onward/tiny`, into `out/NAME`; what is scored already is only read.
+
+    Raises UserError when a model is not there or cannot be scored, or its folder holds scores of something else.
+    """
+    from onward.evaluation.evaluate import evaluate, scores_made_from
+    from onward.pipeline.given_text import given_texts
+
+    progress, folders = how.progress or Silent(), how.folders or Folders.default()
+    names = _names(models)
+    sources = [_source(model) for model in models]  # a mistyped one is told before another is scored
+    if not how.texts and not how.evaluation.tasks:
+        raise UserError("there is nothing to score", "--tasks, --text", todo="name tasks, or give text with --text")
+    texts = given_texts(how.texts, folders.cache, progress)
+    scored = []
+    for name, source in zip(names, sources, strict=True):
+        folder = how.out / name
+        inputs = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed}
+        try:
+            find(folder, scores_made_from(source, **inputs))
+        except UserError as error:
+            todo = f"choose another folder with --out, or remove {folder}"
+            raise replace(error, todo=todo) from None
+        prompts = folders.cache / "prompts"
+        scores = evaluate(source, **inputs, folder=folder, progress=progress, processes=how.processes, prompts=prompts)
+        scored.append(ScoredModel(name, folder, scores))
+    return tuple(scored)
+
+
+def compare_models(targets: Sequence[str], how: HowToScore) -> ComparedModels:
+    """Compare models, or folders of scores, with the first of them; those not yet scored are scored before.
+
+    Writes comparison.json and comparison.md into `out/compared-A-B`. Raises UserError as `score_models` does, and when
+    two were not scored on the same items.
+    """
+    from onward.analysis import compare_all
+
+    if len(targets) < 2:
+        raise UserError("there is nothing to compare with", got=", ".join(targets), expected="two models or more")
+    models = [target for target in targets if not _is_scores(target)]
+    scored = iter(score_models(models, how) if models else ())
+    folders = [Path(target) if _is_scores(target) else next(scored).folder for target in targets]
+    names = _names(targets)
+    comparisons = compare_all(folders, names, how.evaluation.resamples, how.seed)
+    place = how.out / f"compared-{'-'.join(names)}"
+    place.mkdir(parents=True, exist_ok=True)
+    compared = ComparedModels(comparisons, place / "comparison.json", place / "comparison.md")
+    write_json(compared.json, comparisons.as_json())
+    write_text(compared.markdown, comparison_markdown(comparisons))
+    return compared
+
+
+def comparison_markdown(comparisons: "Comparisons") -> str:
+    """Return the paired tables as GitHub-flavoured Markdown, each with its findings in words."""
+    from onward.reporting.markdown import plain
+    from onward.reporting.summary import summary_rows
+
+    parts = [f"# {plain(comparisons.base)} compared"]
+    for comparison in comparisons.comparisons:
+        heads = ("", "before", "after", "change", "95 % interval", "p (Holm)", "items", "gained / lost", "")
+        lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 2)}---|"]
+        for row in summary_rows(comparison):
+            cells = (row.name, row.before, row.after, row.change, row.interval, row.p_value, row.items, row.flips)
+            lines.append(f"| {' | '.join(map(plain, (*cells, row.verdict)))} |")
+        parts += [f"## {plain(comparison.before)} to {plain(comparison.after)}", "\n".join(lines)]
+        parts.append("\n".join(f"- {plain(sentence)}" for sentence in comparison.summary))
+    return "\n\n".join(parts) + "\n"
+
+
+def _is_scores(target: str) -> bool:
+    return (Path(target).expanduser() / RESULTS).is_file()
+
+
+def _source(model: str) -> ModelSource:
+    """Find a model; the folder of a checkpoint stands for the model in it."""
+    place = Path(model).expanduser()
+    if not (place / "config.json").is_file():
+        if (place / "model" / "config.json").is_file():
+            return replace(resolve(str(place / "model")), name=model)
+        if (place / "recipe.yaml").is_file():
+            todo = f"give its recipe, {place / 'recipe.yaml'}, or one of its models in checkpoints/"
+            raise UserError("this is the folder of a run, not of a model", model, todo=todo)
+        manifest = read_manifest(place) if place.is_dir() else None
+        if manifest is not None:
+            raise UserError("this folder holds no model", model, manifest.kind, "config.json, weights and tokenizer")
+    try:
+        return resolve(model)
+    except UserError as error:
+        if error.where != "model.base":
+            raise
+        expected = "a recipe (a .yaml file, quickstart), onward/tiny, a model's folder, or a Hub id (org/name)"
+        raise replace(error, where=None, expected=expected) from error
+
+
+def _names(targets: Sequence[str]) -> list[str]:
+    """Name each target by the last parts of its path: as many as tell all of them apart, `model` not being a name."""
+    places = [Path(target).expanduser() for target in targets]
+    whole = [place.resolve() if place.is_dir() else place for place in places]
+    paths = [[part for part in place.parts if part not in ("/", "model")] for place in whole]
+    longest = max(map(len, paths), default=0)
+    names: list[str] = []
+    for count in range(1, longest + 1):
+        names = ["--".join(parts[-count:]) or "model" for parts in paths]
+        if len(set(names)) == len(names):
+            break
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError("a model is named twice", got=twice, expected="different models")
+    return names
