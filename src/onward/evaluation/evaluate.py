@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
-from onward.errors import UserError
+from onward.errors import RankError, UserError
 from onward.evaluation.partial import Partial
 from onward.evaluation.scores import HeldOutScore, ItemRow, Scores, TaskScore, read_scores, write_scores
 from onward.model.source import ModelSource, describe
@@ -145,7 +145,13 @@ def score_share(job: Path, progress: Progress | None = None) -> None:
     """Score what falls to this rank of an evaluation that another process has begun (`evaluate(processes=...)`)."""
     place, own = find_place(), _Job.read(job)
     partial = Partial.join(own.aside, own.life, own.began)
-    _Scoring(own, partial, progress or Silent(), (place.rank, place.world)).all()
+    try:
+        _Scoring(own, partial, progress or Silent(), (place.rank, place.world)).all()
+    except UserError as error:
+        if place.is_first or isinstance(error, RankError):
+            raise
+        # Its own items are at fault: nobody else tells of them.
+        raise RankError(error.what, error.where, error.got, error.expected, error.todo) from error
 
 
 @dataclass(frozen=True)
