@@ -207,7 +207,8 @@ def sign_flip(
     one item. Of other numbers `draws` patterns are drawn and the observed one counted among them, which keeps the
     level at any number of draws (Phipson and Smyth 2010). One group alone: see `_clusters`.
     """
-    sums = _clusters([np.asarray(after, dtype=np.float64) - before, np.ones(len(before))], groups)[:, 0]
+    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    sums = _clusters([changes, np.ones(len(changes))], groups)[:, 0]
     sums = sums[sums != 0]
     if not len(sums):
         return 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onward.artifact import building
-from onward.evaluation.scores import ItemRow, Scores, TaskScore, write_scores
+from onward.evaluation.scores import ItemRow, Measure, Scores, TaskScore, write_scores
 from onward.reporting import ReportFiles, report
 
 TASKS = {"mmlu": (0.25, False), "arc_easy": (0.25, True), "boolq": (0.5, False)}
@@ -45,6 +45,7 @@ class SyntheticRun:
     rule: str = "short_lines"
     unreadable: str = "books.jsonl:17: not JSON"
     touched: int = 0
+    sources: tuple[str, ...] = ("alpha", "beta")
 
     def whole(self) -> "SyntheticRun":
         """Write everything a finished run has."""
@@ -133,8 +134,11 @@ class SyntheticRun:
         size = generator.integers(500, 4000, self.documents)
         nats = (level + hardness + slope * stage + noise) * size * np.log(2)
         task = f"held_out:{corpus}"
+        names = [self.sources[i // 2 % len(self.sources)] for i in range(self.documents)]
         return [
-            ItemRow(task, None, f"{corpus}-{i}", f"{corpus}-{i // 2}", nats=nats[i], bytes=int(size[i]), tokens=9)
+            ItemRow(
+                task, None, f"{corpus}-{i}", f"{corpus}-{i // 2}", names[i], nats=nats[i], bytes=int(size[i]), tokens=9
+            )
             for i in range(self.documents)
         ]
 
@@ -143,15 +147,23 @@ class SyntheticRun:
         level = np.random.default_rng(len(task)).random(self.questions)
         shift = np.random.default_rng([stage, len(task)]).normal(0, 0.03, self.questions) * (stage > 0)
         right = (level + shift) < ability
-        acc = float(right.mean())
-        score = TaskScore(task, len(right), len(right), "h", 0, chance, acc, 0.02, acc if normed else None, None, 0)
+        measures = tuple(Measure(name, float(right.mean()), 0.02) for name in ("acc", "acc_norm")[: 1 + normed])
+        score = TaskScore(task, len(right), len(right), "h", 0, chance, measures, 0)
+        options = round(1 / chance)
         rows = []
         for i in range(self.questions):
-            correct = bool(right[i])
-            norm = correct if normed else None
-            name = f"{task}-{i}"
-            touched = "drop" if task == "arc_easy" and i < self.touched else None
-            answer = ItemRow(task, None, name, name, gold=i % 2, correct=correct, correct_norm=norm, touched=touched)
+            name, gold = f"{task}-{i}", i % 2
+            answer = ItemRow(
+                task,
+                None,
+                name,
+                name,
+                gold=gold,
+                predicted=gold if right[i] else 1 - gold,
+                right={measure.name: bool(right[i]) for measure in measures},
+                logprobs=(-1.0,) * options,
+                touched="drop" if task == "arc_easy" and i < self.touched else None,
+            )
             rows.append(answer)
         return score, rows
 

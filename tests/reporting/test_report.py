@@ -1,5 +1,6 @@
 """Facts of a synthetic run are found in its pages; the pages are safe, self-contained and the same each time."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from onward.errors import UserError
+from onward.evaluation.scores import ItemRow, Measure, TaskScore, read_rows, read_scores, write_scores
 from onward.reporting import report, summary_rows
 
 HOSTILE = '</style></svg><script>alert("x")</script><img src=x onerror=y> | `a` "q" & \'s\''
@@ -227,7 +229,7 @@ def test_no_general_corpus_and_no_tasks_are_said(synthetic_run):
     assert "No benchmark tasks were asked for" in text
     assert "There is no general corpus" in text
     assert "General text" not in files.markdown.read_text()
-    assert "p (Holm)" not in text
+    assert "to right / to wrong" not in text
 
 
 def test_a_task_with_items_found_in_the_text_is_shown_with_and_without_them(synthetic_run):
@@ -247,6 +249,54 @@ def test_a_task_with_items_found_in_the_text_is_shown_with_and_without_them(synt
     assert "at chance" in tally
     assert "gained" not in tally
     assert "ARC easy without 292 found" in files.markdown.read_text()
+
+
+def test_details_stand_behind_the_table(whole):
+    text = Page(whole[1].html.read_text()).text
+    assert "measure metric guessing scores base after 100k tokens after 200k tokens" in text
+    assert re.search(r"BoolQ acc 50\.0 % \d+\.\d \d+\.\d \d+\.\d", text)
+    assert "A B C D always its favourite would score right answers 50.0 % 50.0 % 0.0 % 0.0 %" in text
+    assert "Domain text by source in bits per byte, after 200k tokens" in text
+    assert re.search(r"alpha 30 2\.\d+ 1\.\d+ −0\.\d+ −0\.\d+ to −0\.\d+ < 0\.001 gained", text)
+    assert "### Details" in whole[1].markdown.read_text()
+
+
+def test_details_are_left_out_where_there_are_none(synthetic_run):
+    synthetic_run.tasks, synthetic_run.sources = {}, ("books",)
+    synthetic_run.whole()
+    files = report(synthetic_run.folder)
+    assert "Details" not in Page(files.html.read_text()).text
+    assert "### Details" not in files.markdown.read_text()
+
+
+def test_many_sources_are_cut_to_the_largest(synthetic_run):
+    synthetic_run.sources = tuple(f"s{i:02d}" for i in range(25))
+    synthetic_run.whole()
+    text = Page(report(synthetic_run.folder).html.read_text()).text
+    assert "the 20 largest of 25" in text
+    assert "s04" in text
+    assert "s24" not in text
+
+
+def test_a_perplexity_is_in_the_table_but_not_among_the_points(synthetic_run):
+    run = synthetic_run.whole()
+    for folder in (run.folder / "cache/scores/base0000", run.folder / "scores/tokens-000200000"):
+        _add_perplexity(folder, 0.0 if "base" in folder.name else 0.1)
+    (run.folder / "scores/tokens-000100000/manifest.json").unlink()
+    files = report(run.folder)
+    row = next(row for row in files.summary[-1].rows if row.metric == "perplexity")
+    assert (row.measure, row.before, row.flips, row.verdict) == ("lambada_openai", "20.09", "", "lost")
+    assert "perplexity" not in (run.folder / "report/tasks.svg").read_text()
+    assert "1 lost (lambada_openai perplexity)" in Page(files.html.read_text()).text
+
+
+def _add_perplexity(folder, shift):
+    scores, rows = read_scores(folder), read_rows(folder / "items.parquet")
+    measure = Measure("perplexity", 20.0, None, higher_is_better=False)
+    task = TaskScore("lambada_openai", 100, 100, "h", 0, None, (measure,), 0)
+    nats = [3 + (i % 10 - 4.5) / 10 + shift * (1 + i % 3 / 10) for i in range(100)]
+    rows += [ItemRow("lambada_openai", None, f"l{i}", f"l{i}", nats=value) for i, value in enumerate(nats)]
+    write_scores(folder, dataclasses.replace(scores, tasks=(*scores.tasks, task)), rows)
 
 
 def test_a_report_leaves_no_figure_of_an_older_one(synthetic_run):

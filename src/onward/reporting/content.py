@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onward.analysis import Comparison, sentence
-from onward.analysis.difference import BITS_PER_BYTE
 from onward.analysis.wording import task_tally
 from onward.recipe import format_seconds, format_tokens
 from onward.reporting.figures import Figure
@@ -59,6 +58,7 @@ class Content:
     notes: tuple[str, ...]
     comparisons: tuple[Table, ...]
     reading_help: str
+    details: tuple[Table, ...]
     forests: tuple[Figure, ...]
     run: FactList
     training: Figure | None
@@ -73,21 +73,22 @@ class Content:
 READING_HELP = (
     "Bits per byte says how many bits the model needs for a byte of text it never saw: lower is better, and models "
     "with different tokenizers can be compared. Every comparison is of the same documents or questions before and "
-    "after. Gained and lost are said only where the 95 % interval of the difference excludes zero and, for tasks, the "
-    "exact McNemar test holds after Holm's correction over all task rows (p below 0.05). At chance: neither score can "
-    "be told from guessing. Not distinguishable: the difference may well be zero. Where questions of a task were found "
-    "in the corpora's text, a second row is without them, and its verdict is the one to go by."
+    "after. Gained and lost are said only where the 95 % interval of the difference excludes zero and the test of no "
+    "change holds after Holm's correction over all rows of its kind (p below 0.05): McNemar's exact test, in which "
+    "questions on one passage or subject, and documents of one group, change together. At chance: neither score can be "
+    "told from guessing. Not distinguishable: the difference may well be zero. Where questions of a task were found in "
+    "the corpora's text, a second row is without them, and its verdict is the one to go by."
 )
 
 
 def comparison_table(stage: StageSummary) -> Table:
-    """Return the before/after table of a stage; the columns of flips and p-values only where tasks were scored."""
+    """Return the before/after table of a stage; the column of flips only where tasks were scored."""
     tasks = any(row.flips for row in stage.rows)
     headers = ["measure", "metric", "items", "before", "after", "change", "95 % interval"]
-    headers += ["p (Holm)", "to right / to wrong"] if tasks else []
+    headers += ["p (Holm)", "to right / to wrong"] if tasks else ["p (Holm)"]
     body = []
     for row in stage.rows:
-        extra = [row.p_value, row.flips] if tasks else []
+        extra = [row.p_value, row.flips] if tasks else [row.p_value]
         body.append(
             (row.measure, row.metric, row.items, row.before, row.after, row.change, row.interval, *extra, row.verdict)
         )
@@ -106,7 +107,7 @@ def finding_sentences(comparison: Comparison) -> tuple[str, ...]:
         clean = comparison.clean(difference)
         rows += [difference] if clean is None or clean.verdict != difference.verdict else []
         rows += [] if clean is None else [clean]
-    shown = [d for d in rows if d.metric == BITS_PER_BYTE or d.verdict in ("gained", "lost") or d.touched]
+    shown = [d for d in rows if d.is_text or d.verdict in ("gained", "lost") or d.touched]
     tally = task_tally([comparison.clean(difference) or difference for difference in comparison.differences])
     return (*map(sentence, shown), *([tally] if tally else []))
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from onward.analysis import Difference, LossCurve
-from onward.analysis.difference import BITS_PER_BYTE
 from onward.analysis.wording import change_text, title
 from onward.reporting.drawing import Scale, line, path, svg, text, tick_text, ticks, token_text
 
@@ -164,7 +163,7 @@ def _forest_row(row: ForestRow, x: Scale, y: float, scale: float, first: bool, w
     difference = row.difference
     kind = difference.verdict.replace(" ", "-")
     change, interval = change_text(difference)
-    metric = "" if difference.metric == BITS_PER_BYTE else f" · {difference.metric}"
+    metric = "" if difference.is_text else f" · {difference.metric}"
     named = f"{title(difference.name)}{metric}"
     low, high = (scale * v if np.isfinite(v) else scale * difference.delta for v in (difference.low, difference.high))
     mark_y = y if width == WIDE else y + 10

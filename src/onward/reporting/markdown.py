@@ -21,6 +21,8 @@ def render_markdown(content: Content) -> str:
     parts += [_table(table) for table in content.comparisons] or ["Nothing has been compared yet."]
     if content.comparisons:
         parts += [plain(content.reading_help), *map(_figure, content.forests)]
+    if content.details:
+        parts += ["### Details", *map(_table, content.details)]
     parts += [_facts(content.run), "## Training"]
     parts.append("No step has been recorded." if content.training is None else _figure(content.training))
     parts += [_bullets(content.training_notes), "## Corpora"]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onward.analysis import Comparison, LossCurve, compare, headline, loss_curve
-from onward.analysis.difference import BITS_PER_BYTE
 from onward.artifact import disk_errors, write_text
 from onward.progress import Progress, Silent
 from onward.recipe import format_tokens
 from onward.reporting import content
 from onward.reporting.content import Content
 from onward.reporting.corpora import corpus_section
+from onward.reporting.details import Labelled, detail_tables
 from onward.reporting.drawing import standalone
 from onward.reporting.figures import WIDE, Figure, ForestRow, forest_figure, loss_figure
 from onward.reporting.markdown import render_markdown
@@ -98,7 +98,7 @@ def _figures(run: RunFiles, findings: Findings, curve: LossCurve | None) -> tupl
             ForestRow(format_tokens(stage.tokens), difference)
             for stage in findings.stages
             for difference in stage.comparison.differences
-            if (difference.metric == BITS_PER_BYTE) == text_rows
+            if (difference.is_text if text_rows else difference.is_share)
         ]
         order = list(dict.fromkeys((row.difference.name, row.difference.metric) for row in rows))
         rows.sort(key=lambda row: order.index((row.difference.name, row.difference.metric)))
@@ -121,6 +121,7 @@ def _content(
         notes=content.missing_notes(run),
         comparisons=tuple(map(content.comparison_table, summary)),
         reading_help=content.READING_HELP,
+        details=detail_tables([Labelled(f"after {format_tokens(s.tokens)}", s.comparison) for s in findings.stages]),
         forests=tuple(figure for figure in figures if figure.name != "training"),
         run=content.run_facts(run),
         training=next((figure for figure in figures if figure.name == "training"), None),

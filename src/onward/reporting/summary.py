@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from onward.analysis import Comparison, Difference
-from onward.analysis.difference import BITS_PER_BYTE
 from onward.analysis.wording import change_text, p_text, title, values_text
 
 
@@ -11,7 +10,7 @@ from onward.analysis.wording import change_text, p_text, title, values_text
 class SummaryRow:
     """One difference as text: measure, metric, both values, the change with its 95 % interval, verdict.
 
-    p_value: after Holm; flips: items that became right / wrong; both empty for text.
+    p_value: after Holm; flips: items that became right / wrong, empty where nothing is right or wrong.
     """
 
     measure: str
@@ -51,8 +50,9 @@ def summary_rows(comparison: Comparison) -> tuple[SummaryRow, ...]:
 def _row(difference: Difference) -> SummaryRow:
     before, after = values_text(difference)
     change, interval = change_text(difference)
-    text_row = difference.metric == BITS_PER_BYTE
-    flips = "" if text_row else f"{difference.wrong_to_right:,} / {difference.right_to_wrong:,}"
+    flips = ""
+    if difference.wrong_to_right is not None:
+        flips = f"{difference.wrong_to_right:,} / {difference.right_to_wrong:,}"
     p_value = "" if difference.p_adjusted is None else p_text(difference.p_adjusted)
     values = (before, after, change, interval, p_value, f"{difference.items:,}", flips)
     measure = title(difference.name)
