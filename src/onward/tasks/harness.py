@@ -1,22 +1,25 @@
 """lm-evaluation-harness's definitions of the tasks, read from its files, without its 13 s scan of all tasks."""
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
-import lm_eval.tasks
+import lm_eval.utils
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from onward.errors import UserError, nearest
-from onward.tasks.local import Splits
+from onward.errors import UserError
+from onward.tasks.local import Splits, benchmark_of
+from onward.tasks.names import ROOT, Leaf, leaves
+from onward.tasks.revisions import pinned_revision
 
-_ROOT = Path(lm_eval.tasks.__file__).parent
+if TYPE_CHECKING:
+    from onward.tasks.items import Kind
+
 _PLACES = {
     "arc_easy": "arc/arc_easy.yaml",
     "arc_challenge": "arc/arc_challenge.yaml",
@@ -25,9 +28,15 @@ _PLACES = {
     "boolq": "super_glue/boolq/default.yaml",
     "piqa": "piqa/piqa.yaml",
 }
-_NAME = re.compile(rb"""^["']?(task|group)["']?\s*:\s*["']?([\w.:-]+)["']?\s*$""", re.MULTILINE)
+_MMLU = {"mmlu": "mmlu/default", "mmlu_continuation": "mmlu/continuation"}
+_KINDS: dict[str, "Kind"] = {
+    "multiple_choice": "multiple_choice",
+    "loglikelihood": "loglikelihood",
+    "loglikelihood_rolling": "rolling",
+}
 _FEWSHOT_SEED = 1234
 """The seed that lm-eval's `simple_evaluate` gives its few-shot samplers."""
+_WITH_LM_EVAL = "run it with lm-eval itself: simple_evaluate(model=OnwardLM.load(MODEL), tasks=[TASK])"
 
 
 # It warns of every default that a task's YAML leaves to it (BoolQ's aggregation), which nobody here can mend.
@@ -36,10 +45,15 @@ logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Definition:
-    """One lm-eval task. name: its name there; subject: MMLU's subject; config: its YAML with functions resolved."""
+    """One lm-eval task.
+
+    name: its name there; subject: its name within a group of tasks, MMLU's subject; kind: what it asks; config: its
+    YAML with functions resolved.
+    """
 
     name: str
     subject: str | None
+    kind: "Kind"
     config: Mapping[str, Any]
 
     @property
@@ -64,48 +78,70 @@ class Definition:
 
 
 def definitions(task: str) -> list[Definition]:
-    """Return the lm-eval definitions behind a task name: one, or MMLU's 57 subjects in alphabetical order.
+    """Return the lm-eval definitions behind a name: one task, or those of a group or tag in alphabetical order.
 
-    Raises UserError for an unknown name (with the nearest), a group, and a task that is not multiple choice.
+    Raises UserError for an unknown name (with the nearest), a task that needs generation, pictures or a scoring
+    function of its own, and a group that mixes tasks of different kinds or weighs them otherwise than by their items.
     """
-    if task == "mmlu":
-        return [_define(path) for path in sorted((_ROOT / "mmlu" / "default").glob("mmlu_*.yaml"))]
-    return [_define(_ROOT / _PLACES[task] if task in _PLACES else _search(task))]
+    if task in _PLACES:
+        return [_define(Leaf(ROOT / _PLACES[task], {}), task, None)]
+    if task in _MMLU:
+        found = [Leaf(path, {}) for path in sorted((ROOT / _MMLU[task]).glob("mmlu_*.yaml"))]
+    else:
+        found = leaves(task)
+    members = [_define(leaf, task, task) for leaf in found]
+    if len(members) == 1 and members[0].name == task:
+        return [_define(found[0], task, None)]
+    for fact in ("kind", "num_fewshot"):
+        values = sorted({str(getattr(member, fact)) for member in members})
+        if len(values) > 1:
+            got, todo = f"{fact}: {', '.join(values)}", "name its tasks one by one"
+            raise UserError(
+                "a group mixes tasks that are not scored alike", f"evaluation.tasks: {task}", got, todo=todo
+            )
+    return sorted(members, key=lambda member: member.subject or "")
 
 
-def _define(path: Path) -> Definition:
-    config = load_yaml(path, resolve_func=True)
-    name = config.get("task")
-    where = f"evaluation.tasks: {name if isinstance(name, str) else config.get('group')}"
-    if "group" in config:
-        raise UserError("this name is a group of tasks", where, todo="name its tasks one by one")
-    kind = config.get("output_type")
-    if kind == "generate_until":
-        raise UserError("this task needs generation; only multiple choice is scored", where, kind, "multiple_choice")
-    if kind != "multiple_choice" or "class" in config:
-        raise UserError("only multiple choice tasks are scored", where, str(kind or "a Python task"), "multiple_choice")
-    subject = str(config["dataset_name"]) if str(name).startswith("mmlu_") else None
+def _define(leaf: Leaf, asked: str, group: str | None) -> Definition:
+    # A task that is refused may need packages that are not there, so its functions are read afterwards.
+    config = load_yaml(leaf.path, resolve_func=False) | dict(leaf.overrides)
+    name = str(config.get("task"))
+    where = f"evaluation.tasks: {asked}" if name == asked else f"evaluation.tasks: {asked} ({name})"
+    kind = _require_scorable(config, where)
+    try:
+        config = load_yaml(leaf.path, resolve_func=True) | dict(leaf.overrides)
+    except ImportError as error:
+        raise UserError("this task needs a package that is not installed", where, str(error)) from error
+    is_mmlu = benchmark_of(str(config.get("dataset_path")), None) == "mmlu"
+    subject = str(config.get("dataset_name")) if is_mmlu else name if group is not None else None
     # Structural keys are not part of a task's configuration; lm-eval's own factory drops the same three.
-    return Definition(str(name), subject, {k: v for k, v in config.items() if k not in ("tag", "group", "task_list")})
+    plain = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    return Definition(name, subject, kind, plain)
 
 
-def _search(task: str) -> Path:
-    names = _names()
-    if task in names:
-        return names[task]
-    near = nearest(task, list(names))
-    todo = f"did you mean {near}?" if near else "lm-eval's task list has the names"
-    raise UserError("unknown task", "evaluation.tasks", task, todo=todo)
+def _require_scorable(config: Mapping[str, Any], where: str) -> "Kind":
+    if "class" in config:
+        raise UserError("this task is a Python class of lm-eval's and cannot be scored here", where, todo=_WITH_LM_EVAL)
+    kind = str(config.get("output_type"))
+    if kind not in _KINDS:
+        expected = ", ".join(_KINDS)
+        raise UserError("this task needs generation; only log-likelihoods are scored", where, kind, expected)
+    if config.get("doc_to_image") or config.get("doc_to_audio"):
+        raise UserError("this task shows pictures or sound; only text is scored", where)
+    if "process_results" in config and kind != "loglikelihood_rolling":
+        raise UserError("this task computes its score by a function of its own", where, todo=_WITH_LM_EVAL)
+    return _KINDS[kind]
 
 
-@cache
-def _names() -> dict[str, Path]:
-    """Map each task or group to its YAML file, read as text: 14,000 files in under a second, none parsed."""
-    names: dict[str, Path] = {"mmlu": _ROOT}
-    for path in sorted(_ROOT.rglob("*.yaml")):
-        for match in _NAME.finditer(path.read_bytes()):
-            names.setdefault(match[2].decode(), path)
-    return names
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Have lm-eval's prompt templates compiled once and not for every field of every item, most of building's time."""
+    environment = lm_eval.utils.env
+    environment.from_string = cache(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string
 
 
 class _Task(ConfigurableTask):  # type: ignore[misc]
@@ -125,12 +161,15 @@ class _Task(ConfigurableTask):  # type: ignore[misc]
         self.set_fewshot_seed(_FEWSHOT_SEED)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take the given documents, else load from the Hub."""
+        """Take the given documents, else load from the Hub, at one revision for good."""
         if self._splits is not None:
             self.dataset = {name: datasets.Dataset.from_list(rows) for name, rows in self._splits.items()}
             return
+        given = dict(dataset_kwargs or {})
+        if "revision" not in given and (revision := pinned_revision(self._definition.dataset)) is not None:
+            given["revision"] = revision
         try:
-            super().download(dataset_kwargs, **kwargs)
+            super().download(given, **kwargs)
         except Exception as error:  # datasets, huggingface_hub and fsspec raise dozens of unrelated kinds
             where = f"{self._definition.name} ({self._definition.dataset})"
             todo = "check the network, or set evaluation.data to a folder with the benchmarks' original files"

@@ -10,6 +10,7 @@ from typing import Any
 from onward.errors import UserError
 from onward.tasks.local import Document, benchmark_of, data_fingerprints
 from onward.tasks.parts import parts_of
+from onward.tasks.revisions import revisions_of
 
 _MARKERS = re.compile(r"\[.*?\]")
 """`[header]`, `[title]`, `[step]`, `[substeps]` in HellaSwag's WikiHow half; lm-eval removes them as well."""
@@ -33,11 +34,14 @@ class Question:
 
 
 def item_facts(tasks: Iterable[str], data: Path | None, limit: int | None) -> dict[str, Any]:
-    """Return what determines the items of these tasks, without loading one: for the fingerprint of what uses them."""
+    """Return what determines the items of these tasks, without loading one: for the fingerprint of what uses them.
+
+    The Hub's data count by their revisions, which may be asked for over the network, once.
+    """
     names = list(dict.fromkeys(tasks))
     if not names:
         return {"tasks": [], "limit": limit}
-    source = "Hub" if data is None else data_fingerprints(names, data)
+    source = revisions_of(names) if data is None else data_fingerprints(names, data)
     return {"tasks": names, "limit": limit, "data": source, "lm_eval": version("lm_eval")}
 
 

@@ -1,0 +1,109 @@
+"""Measures of a task from the rows of its items, with lm-eval's formulas and standard errors."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onward.evaluation.scores import ItemRow, Measure
+from onward.tasks import Item, TaskItems
+
+_RESAMPLES = 100_000
+_PER_SEED = 1000
+"""lm-eval's bootstrap: so many resamples, a thousand of them drawn with each of the seeds 0, 1, 2..."""
+
+
+def right_answers(
+    measures: Sequence[str],
+    item: Item,
+    logprobs: Sequence[float],
+    greedy: Sequence[bool],
+    unconditional: Sequence[float],
+) -> dict[str, bool]:
+    """Say by each accuracy whether an item was answered rightly (`ConfigurableTask.process_results`).
+
+    The first of equally likely choices is taken. `acc_norm` divides by characters, `acc_bytes` by UTF-8 bytes, of the
+    choice as the task writes it; `acc_mutual_info` and OLMES's `acc_pmi` subtract the log-likelihood of the choice
+    without the question. `exact_match`: the right choice is what the model would write greedily.
+    """
+    if not item.choices:
+        return {"acc": greedy[0]} if "acc" in measures else {}
+    found = np.array(logprobs)
+    values = {
+        "acc": lambda: found,
+        "acc_norm": lambda: found / [float(len(choice)) for choice in item.choices],
+        "acc_bytes": lambda: found / [float(len(_bytes(choice))) for choice in item.choices],
+        "acc_mutual_info": lambda: found - unconditional,
+        "acc_pmi": lambda: found - unconditional,
+    }
+    good = (item.gold, *item.also_right)
+    right = {name: int(np.argmax(values[name]())) in good for name in measures if name in values}
+    if "exact_match" in measures:
+        right["exact_match"] = any(greedy[one] for one in good)
+    return right
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+def measures_of(items: TaskItems, rows: Sequence[ItemRow]) -> tuple[Measure, ...]:
+    """Return the measures of a task over these rows."""
+    subjects = [row.subject for row in rows]
+    return tuple(_measure(name, rows, subjects) for name in items.measures)
+
+
+def _measure(name: str, rows: Sequence[ItemRow], subjects: Sequence[str | None]) -> Measure:
+    if name in _OF_TEXTS:
+        nats, of = _OF_TEXTS[name]
+        sizes = sum(size for row in rows if (size := nats(row)) is not None)
+        return Measure(name, of(math.fsum(row.nats or 0.0 for row in rows), sizes), None, higher_is_better=False)
+    if name == "perplexity":
+        logprobs = np.array([-row.nats for row in rows if row.nats is not None])
+        return Measure(name, math.exp(-logprobs.mean()), perplexity_error(logprobs), higher_is_better=False)
+    right = np.array([row.right[name] for row in rows if row.right is not None], dtype=np.float64)
+    return Measure(name, float(right.mean()), standard_error(right, subjects))
+
+
+_Size = Callable[[ItemRow], int | None]
+_OF_TEXTS: dict[str, tuple[_Size, Callable[[float, int], float]]] = {
+    "word_perplexity": (lambda row: row.words, lambda nats, words: math.exp(nats / words)),
+    "byte_perplexity": (lambda row: row.bytes, lambda nats, size: math.exp(nats / size)),
+    "bits_per_byte": (lambda row: row.bytes, lambda nats, size: nats / size / math.log(2)),
+}
+"""Measures over whole texts: what of a row is counted, and the measure from all nats and all of that."""
+
+
+def standard_error(correct: NDArray[np.float64], subjects: Sequence[str | None]) -> float:
+    """Return the standard error of the mean of `correct` [items], within subjects where a task has them.
+
+    One group: sample standard deviation / sqrt(n), lm-eval's `mean_stderr`. Several (MMLU): the pooled variance,
+    sum of squared deviations from the subjects' means / (n - subjects), lm-eval's `pooled_sample_stderr`. nan where
+    no group has two items.
+    """
+    labels = np.array([subject or "" for subject in subjects])
+    names = sorted(set(labels.tolist()))
+    size = len(correct)
+    if size <= len(names):
+        return math.nan
+    squares = sum(float(((correct[labels == name] - correct[labels == name].mean()) ** 2).sum()) for name in names)
+    return math.sqrt(squares / (size - len(names)) / size)
+
+
+def perplexity_error(logprobs: NDArray[np.float64]) -> float | None:
+    """Return lm-eval's standard error of exp(-mean(logprobs)), None for one item: its bootstrap, draw for draw.
+
+    lm-eval draws with Python's generator, whose Mersenne twister numpy's RandomState repeats when it is seeded with a
+    list; 5,153 items take seconds instead of minutes.
+    """
+    size = len(logprobs)
+    if size < 2:
+        return None
+    found = np.empty(_RESAMPLES)
+    for seed in range(_RESAMPLES // _PER_SEED):
+        generator = np.random.RandomState([seed])
+        for number in range(seed * _PER_SEED, (seed + 1) * _PER_SEED):
+            drawn = (generator.random_sample(size) * size).astype(np.int64)
+            found[number] = logprobs[drawn].mean()
+    return float(np.exp(-found).std(ddof=1))
