@@ -52,16 +52,18 @@ class Sentences:
         end = begin + len(term)
         number = bisect_right(self._begins, begin) - 1
         if number < 0 or end > self._spans[number][1] or self.text[begin:end] != term:
-            return _reject(rejected, "not within a sentence")
+            rejected["not within a sentence"] += 1
+            return None
         first, stop = self._spans[number]
         reason = self._faults[number] or self._surroundings(term, begin, end, first, stop)
         if reason is None and any(stem in self.lowered[end:stop] for stem in stems(term)):
             reason = "the term stands again in the sentence"
-        if reason is not None:
-            return _reject(rejected, reason)
-        start = self._context_start(term, number, begin)
-        if start is None or len(_WORD.findall(self.text, start, begin)) < MINIMUM_WORDS:
-            return _reject(rejected, "too little text before it that does not name it")
+        start = self._context_start(term, number, begin) if reason is None else None
+        if reason is None and (start is None or len(_WORD.findall(self.text, start, begin)) < MINIMUM_WORDS):
+            reason = "too little text before it that does not name it"
+        if reason is not None or start is None:
+            rejected[str(reason)] += 1
+            return None
         return Gap(begin, end, start, stop, number)
 
     def _surroundings(self, term: str, begin: int, end: int, first: int, stop: int) -> str | None:
@@ -113,7 +115,3 @@ def _fault(sentence: str) -> str | None:
 def _ends_word(text: str, end: int) -> bool:
     following, beyond = text[end : end + 1], text[end + 1 : end + 2]
     return following in (" ", ",", ";", "?", "!", ")") or (following in (".", ":") and not beyond.isalnum())
-
-
-def _reject(rejected: Counter[str], reason: str) -> None:
-    rejected[reason] += 1

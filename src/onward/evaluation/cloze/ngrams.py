@@ -44,9 +44,9 @@ class _Counts:
     def of(ids: Sequence[Ids]) -> "_Counts":
         gap = np.full(2, BOUNDARY, dtype=np.int32)
         stream = np.concatenate([part for each in ids for part in (gap, each)] + [gap])
-        return _Counts(
-            (_Table.of(_keys(stream, 1)), _Table.of(_keys(stream, 2)), _Table.of(_keys(stream, 3))), len(stream)
-        )
+        # Each text has as many n-grams of every length, so the counts of all are the sums of those of each.
+        one, two, three = (_Table.of(_keys(stream[3 - length :], length)) for length in (1, 2, 3))
+        return _Counts((one, two, three), len(stream) - 2)
 
 
 def _keys(stream: Ids, length: int) -> Keys:

@@ -157,7 +157,9 @@ def _places(pieces: Ids, form: NDArray[np.int32]) -> NDArray[np.int64]:
     places = np.flatnonzero(pieces == first)
     if second < 0:
         return places
-    return places[(places + 1 < len(pieces)) & (pieces[np.minimum(places + 1, len(pieces) - 1)] == second)]
+    places = places[places + 1 < len(pieces)]
+    found: NDArray[np.int64] = places[pieces[places + 1] == second]
+    return found
 
 
 def _rows(material: Material, number: int, place: int, terms: list[int]) -> Ids:

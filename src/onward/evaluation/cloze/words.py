@@ -11,7 +11,7 @@ Ids = NDArray[np.int32]
 BOUNDARY, NUMBER, UNKNOWN = 0, 1, 2
 """Folded ids of what ends a sentence, of numbers, and of words beyond the limit of the n-gram model."""
 _PIECE = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*|[.!?]+(?=[\s\"')\]”’]|$)|\n+|[^\w\s]")
-_SENTENCE_END = re.compile(r"\n+|(?<=[.!?])[\"')\]”’]*\s+(?=[\"'(\[“‘]?[^\W_a-zß-öø-ÿ])")
+_SENTENCE_END = re.compile(r"\n\s*|(?<=[.!?])[\"')\]”’]*\s+(?=[\"'(\[“‘]?[^\W_a-zß-öø-ÿ])")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[^\W\d_]|[^\W\d_]\.[^\W\d_]|Dr|Mr|Mrs|Ms|St|vs|etc|al|Fig|Figs|No|Nos|Vol|Eq|Sec|Ch|ca|cf|approx)\.$"
 )
@@ -78,11 +78,14 @@ def read_document(vocabulary: Vocabulary, id: str, source: str | None, group: st
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Return (begin, end) of each sentence in characters; a new line always ends one, an abbreviation never."""
+    """Return (begin, end) of each sentence in characters.
+
+    A line ends one unless the next goes on with a small letter, as in text that was broken into lines; an abbreviation
+    ends none.
+    """
     spans, begin = [], 0
     for match in _SENTENCE_END.finditer(text):
-        before = text[max(begin, match.start() - 12) : match.start()]
-        if not match.group().startswith("\n") and _ABBREVIATION.search(before):
+        if _goes_on(text, match.start(), match.end()):
             continue
         end = match.start() + len(match.group().rstrip())
         if text[begin:end].strip():
@@ -91,3 +94,10 @@ def sentences(text: str) -> list[tuple[int, int]]:
     if text[begin:].strip():
         spans.append((begin, len(text.rstrip())))
     return spans
+
+
+def _goes_on(text: str, end: int, begin: int) -> bool:
+    """Return whether a sentence goes on over what looks like its end, from `end` to the next `begin`."""
+    if text[end] == "\n":
+        return text[end:begin].count("\n") == 1 and text[begin : begin + 1].islower() and text[end - 1] not in ".!?:"
+    return _ABBREVIATION.search(text, max(0, end - 12), end) is not None
