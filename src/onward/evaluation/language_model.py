@@ -1,15 +1,14 @@
 """Onward's scoring engine as a model of lm-evaluation-harness: any of its log-likelihood tasks, at our speed."""
 
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from onward.errors import UserError
-from onward.model.score import Request, Scored, context_length, encode_requests, score_continuations
+from onward.evaluation.harness import rolling_windows
+from onward.model.score import Scorer, encode_requests
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
@@ -31,19 +30,18 @@ class OnwardLM(LM):  # type: ignore[misc]
 
     Tasks of type multiple choice, log-likelihood and rolling log-likelihood run; one that generates text raises
     UserError. model: a `PreTrainedModel` in evaluation mode. tokenizer: what `onward.model.tokenizer.read_tokenizer`
-    reads of its folder. batch_tokens: tokens of a forward pass. maximum_tokens: longest input; None takes the model's
-    context.
+    reads of its folder. batch_tokens: tokens of a forward pass (None: by the device). maximum_tokens: longest input;
+    None takes the model's context.
     """
 
     def __init__(
-        self, model: Any, tokenizer: LoadedTokenizer, batch_tokens: int = 4096, maximum_tokens: int | None = None
+        self, model: Any, tokenizer: LoadedTokenizer, batch_tokens: int | None = None, maximum_tokens: int | None = None
     ) -> None:
         super().__init__()
         self._device = model.device
         self._model = model
         self._tokenizer = tokenizer
-        self._batch_tokens = batch_tokens
-        self._limit = maximum_tokens or context_length(model)
+        self._scorer = Scorer(model, batch_tokens, maximum_tokens)
 
     @staticmethod
     def load(base: str | Path, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "OnwardLM":
@@ -56,16 +54,17 @@ class OnwardLM(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return (nats, greedy) of each (context, continuation); an empty context becomes the prefix token."""
+        limit = self._scorer.limit
         answers: list[tuple[float, bool]] = []
         for start in range(0, len(requests), _CHUNK):
             chunk = requests[start : start + _CHUNK]
             pairs = [(str(context), str(continuation)) for context, continuation in (one.args for one in chunk)]
             encoded = encode_requests(self._tokenizer, pairs)
             for one, request in zip(chunk, encoded, strict=True):
-                if not 0 < len(request.continuation) <= self._limit:
-                    got, expected = f"{len(request.continuation)} tokens", f"1 to {self._limit}, the model's context"
+                if not 0 < len(request.continuation) <= limit:
+                    got, expected = f"{len(request.continuation)} tokens", f"1 to {limit}, the model's context"
                     raise UserError("a continuation cannot be scored", _place(one), got, expected)
-            for one, scored in zip(chunk, self._score(encoded), strict=True):
+            for one, scored in zip(chunk, self._scorer.score(encoded), strict=True):
                 _check(one, scored.logprob)
                 answers.append((scored.logprob, scored.greedy))
                 self.cache_hook.add_partial("loglikelihood", one.args, answers[-1])
@@ -73,8 +72,8 @@ class OnwardLM(LM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = True) -> list[float]:
         """Return the nats of whole texts, each cut into windows of the model's context as lm-eval's `hf` cuts them."""
-        windows = [list(self._windows(str(one.args[0]))) for one in requests]
-        scored = iter(self._score([window for text in windows for window in text]))
+        windows = [rolling_windows(self._tokenizer, str(one.args[0]), self._scorer.limit) for one in requests]
+        scored = iter(self._scorer.score([window for text in windows for window in text]))
         answers: list[float] = []
         for one, text in zip(requests, windows, strict=True):
             answers.append(math.fsum(next(scored).logprob for _ in text))
@@ -104,7 +103,7 @@ class OnwardLM(LM):  # type: ignore[misc]
     @property
     def max_length(self) -> int:
         """Tokens of the longest input."""
-        return self._limit
+        return self._scorer.limit
 
     @property
     def eot_token_id(self) -> int:
@@ -119,21 +118,11 @@ class OnwardLM(LM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Return what lm-eval notes about a model beside its results."""
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        return {"model_num_parameters": parameters, "model_dtype": str(self._model.dtype), "max_length": self._limit}
-
-    def _score(self, requests: Sequence[Request]) -> list[Scored]:
-        return score_continuations(self._model, requests, self._batch_tokens, self._limit)
-
-    def _windows(self, text: str) -> Iterator[Request]:
-        """Cut a text; a BOS that the tokenizer adds is scored as lm-eval does, after the prefix token."""
-        tokenizer = self._tokenizer
-        (ids,) = tokenizer.encode_batch([text], reads_special=True)
-        opens = text.startswith(str(tokenizer.fast().id_to_token(tokenizer.prefix_id)))
-        if tokenizer.bos_id is not None and not opens:
-            ids = [tokenizer.bos_id, *ids]
-        for window in get_rolling_token_windows(ids, tokenizer.prefix_id, self._limit, context_len=1):
-            context, continuation = make_disjoint_window(window)
-            yield Request(tuple(context), tuple(continuation))
+        return {
+            "model_num_parameters": parameters,
+            "model_dtype": str(self._model.dtype),
+            "max_length": self._scorer.limit,
+        }
 
 
 def _place(one: "Instance") -> str:
