@@ -168,7 +168,7 @@ def cli_page() -> str:
     """The reference of every command, in the order of `onward --help`."""
     command: Any = typer.main.get_command(cli.app)
     parts = [GENERATED, CLI_HEAD, _command("onward", command)]
-    parts += [_command(f"onward {name}", inner) for name, inner in command.commands.items()]
+    parts += [_command(f"onward {name}", inner) for name, inner in command.commands.items() if not inner.hidden]
     return "\n".join(parts)
 
 

@@ -68,7 +68,7 @@ def evaluate(
         if processes > 1:
             if prompts is None:  # the ranks would each build them, which takes a minute for the seven tasks
                 job = replace(job, prompts=aside / "rows" / "prompts")
-            job = _shared_out(job, processes, progress)
+            job = _shared_out(job, partial, processes, progress)
         texts, tasks, rows = _Scoring(job, partial, progress).all()
         scores = Scores(source.name, tuple(texts), tuple(tasks), round(partial.lived(), 3))
         write_scores(aside, scores, rows)
@@ -144,7 +144,7 @@ def base_scores_folder(
 def score_share(job: Path, progress: Progress | None = None) -> None:
     """Score what falls to this rank of an evaluation that another process has begun (`evaluate(processes=...)`)."""
     place, own = find_place(), _Job.read(job)
-    partial = Partial.join(own.aside, own.life, own.began)
+    partial = Partial.join(own.aside, own.life, own.began, place.is_first)
     try:
         _Scoring(own, partial, progress or Silent(), (place.rank, place.world)).all()
     except UserError as error:
@@ -196,7 +196,7 @@ class _Job:
         )
 
 
-def _shared_out(job: _Job, processes: int, progress: Progress) -> _Job:
+def _shared_out(job: _Job, partial: Partial, processes: int, progress: Progress) -> _Job:
     """Have several ranks score; return the job of the one who joins what they wrote. Raises RanksEnded."""
     from onward.tasks import load_items
 
@@ -210,7 +210,7 @@ def _shared_out(job: _Job, processes: int, progress: Progress) -> _Job:
     status = run_ranks([RANK_COMMAND, str(path)], processes)
     if status:
         raise RanksEnded(status)
-    return replace(job, done=Partial.join(job.aside, job.life, job.began).files(), is_scored=True)
+    return replace(job, done=partial.files(), is_scored=True)
 
 
 def _data(evaluation: Evaluation) -> Path | None:

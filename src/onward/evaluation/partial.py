@@ -25,8 +25,8 @@ class Partial:
     A life is one start of the evaluation up to its end or its being killed; its seconds are those up to its last rows.
     """
 
-    def __init__(self, folder: Path, life: int, began: float) -> None:
-        self._folder, self.life, self.began = folder, life, began
+    def __init__(self, folder: Path, life: int, began: float, is_timed: bool = True) -> None:
+        self._folder, self.life, self.began, self._is_timed = folder, life, began, is_timed
 
     @classmethod
     def open(cls, building: Path, made_from: Mapping[str, Any]) -> "Partial":
@@ -40,9 +40,9 @@ class Partial:
         return cls(folder, len(list(folder.glob("life-*.json"))), time.time())
 
     @classmethod
-    def join(cls, building: Path, life: int, began: float) -> "Partial":
-        """Take part in a life that another process has begun."""
-        return cls(building / _FOLDER, life, began)
+    def join(cls, building: Path, life: int, began: float, is_timed: bool) -> "Partial":
+        """Take part in a life that another process has begun; one of those who do records its seconds."""
+        return cls(building / _FOLDER, life, began, is_timed)
 
     def files(self) -> tuple[str, ...]:
         """Name what is there; a file that a power cut has left damaged is removed."""
@@ -65,7 +65,8 @@ class Partial:
         write_rows(aside, rows)
         sync(aside)
         aside.replace(self._folder / name)
-        self.lived()
+        if self._is_timed:
+            self.lived()
 
     def lived(self) -> float:
         """Record the seconds of this life so far, and return those of all lives."""

@@ -1,0 +1,279 @@
+"""Scoring that is killed goes on after the last chunk, and processes may share the items: the same rows every time."""
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from onward.artifact import building, building_place
+from onward.errors import RankError, UserError
+from onward.evaluation import evaluate as step
+from onward.evaluation import harness, heldout
+from onward.evaluation import partial as parts
+from onward.evaluation.evaluate import evaluate
+from onward.evaluation.partial import Partial
+from onward.evaluation.scores import ItemRow, Scores, read_rows
+from onward.model.load import load_model
+from onward.model.source import TINY, resolve
+from onward.recipe import Evaluation
+from onward.training.launch import RanksEnded
+
+DOCUMENTS, ITEMS = 12, 11
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_CHUNK", 4)
+    monkeypatch.setattr(heldout, "_CHUNK", 5)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "corpora" / "abc"
+    with building(folder, "corpus", {"source": "test"}) as aside:
+        rows = [
+            {
+                "id": f"d{n}",
+                "source": f"s{n % 2}",
+                "group": None,
+                "text": f"The mill stood by river {n}. " * (n % 4 + 1),
+            }
+            for n in range(DOCUMENTS)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), aside / "held_out.parquet")
+    return folder
+
+
+@pytest.fixture
+def inputs(corpus: Path, shared_data: Path) -> dict[str, Any]:
+    """Held-out text of three small chunks and a task of three."""
+    settings = {"tasks": ("piqa",), "data": str(shared_data / "bench"), "limit": ITEMS, "resamples": 100}
+    return {"evaluation": Evaluation.model_validate(settings), "held_out": {"domain": corpus}, "seed": 0}
+
+
+class Counted:
+    """Counts what is scored, and stops everything before a chosen call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.texts: Counter[str] = Counter()
+        self.requests: Counter[Any] = Counter()
+        self.calls, self.last = 0, 10**9
+        documents, continuations = heldout.score_documents, harness.score_continuations
+        monkeypatch.setattr(heldout, "score_documents", self.counting(documents, 2, self.texts))
+        monkeypatch.setattr(harness, "score_continuations", self.counting(continuations, 1, self.requests))
+
+    def counting(self, score: Callable[..., Any], place: int, counter: Counter[Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **more: Any) -> Any:
+            if self.calls >= self.last:
+                raise KeyboardInterrupt
+            self.calls += 1
+            counter.update(arguments[place])
+            return score(*arguments, **more)
+
+        return counted
+
+
+def without_time(scores: Scores) -> Scores:
+    return replace(scores, seconds=0.0)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5])
+def test_nothing_is_scored_twice_after_a_kill(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Three chunks of held-out text, then three of items; the evaluation dies before each of them but the first."""
+    whole = evaluate(resolve(TINY), folder=tmp_path / "whole", **inputs)
+    counted = Counted(monkeypatch)
+    counted.last = calls
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert not (tmp_path / "scores").exists()
+    assert counted.calls == calls
+    counted.last = 10**9
+    scores = evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert counted.calls == 6
+    assert set(counted.texts.values()) == set(counted.requests.values()) == {1}
+    assert (len(counted.texts), len(counted.requests)) == (DOCUMENTS, 2 * ITEMS)
+    assert without_time(scores) == without_time(whole)
+    assert read_rows(tmp_path / "scores/items.parquet") == read_rows(tmp_path / "whole/items.parquet")
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"items.parquet", "results.json", "manifest.json"}
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_seconds_are_those_of_all_lives(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(parts, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    for calls in (2, 4):
+        counted.last = calls
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    counted.last = 10**9
+    # Every life looks at the clock when it begins and after each of its chunks, and the last one when it ends.
+    assert evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs).seconds == 20 + 20 + 30
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_rows_of_another_evaluation_are_not_taken_over(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    counted.last = 5
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    counted.last = 10**9
+    other = inputs | {"evaluation": inputs["evaluation"].model_copy(update={"limit": 3})}
+    scores = evaluate(resolve(TINY), folder=tmp_path / "scores", **other)
+    assert counted.calls == 5 + 3 + 1
+    assert scores.tasks[0].items == 3
+
+
+def test_a_damaged_part_is_scored_again(tmp_path: Path) -> None:
+    tmp_path.joinpath("left").write_text("of something else")
+    partial = Partial.open(tmp_path, {"model": "a"})
+    assert not tmp_path.joinpath("left").exists()
+    rows = [ItemRow("piqa", None, str(n), str(n), right={"acc": True}, logprobs=(-1.5, -2.0)) for n in range(3)]
+    partial.keep(rows[:2])
+    partial.keep(rows[2:])
+    again = Partial.open(tmp_path, {"model": "a"})
+    assert again.life == 1
+    assert sorted(again.rows(again.files())["piqa"], key=lambda row: row.item) == rows
+    damaged = tmp_path / "rows" / again.files()[0]
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    (left,) = again.files()
+    assert len(again.rows([left])["piqa"]) in (1, 2)
+    assert Partial.open(tmp_path, {"model": "b"}).files() == ()
+
+
+def test_each_source_has_its_score(inputs: dict[str, Any], tmp_path: Path) -> None:
+    only_text = inputs | {"evaluation": inputs["evaluation"].model_copy(update={"tasks": ()})}
+    (text,) = evaluate(resolve(TINY), folder=tmp_path / "scores", **only_text).held_out
+    assert [(source.source, source.documents) for source in text.sources] == [("s0", 6), ("s1", 6)]
+    assert sum(source.bytes for source in text.sources) == text.bytes
+    assert sum(source.tokens for source in text.sources) == text.tokens
+    assert all(source.low <= source.bits_per_byte <= source.high for source in text.sources)
+    mean = sum(source.bits_per_byte * source.bytes for source in text.sources) / text.bytes
+    assert mean == pytest.approx(text.bits_per_byte)
+
+
+def as_rank(rank: int, world: int, job: Path, tells: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    counted = Counted(pytest.MonkeyPatch())
+    step.score_share(job)
+    tells.put((rank, sorted(counted.texts), len(counted.requests)))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+@pytest.mark.usefixtures("small_chunks")
+def test_two_processes_share_the_chunks(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked, as torchrun would start them; each scores every other chunk of the text and of the items."""
+    alone = evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs)
+    fork = multiprocessing.get_context("fork")
+    told: Any = fork.Queue()
+
+    def run_ranks(command: list[str], processes: int) -> int:
+        children = [fork.Process(target=as_rank, args=(n, processes, Path(command[1]), told)) for n in range(processes)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(120)
+        return max(child.exitcode or 0 for child in children)
+
+    monkeypatch.setattr(step, "run_ranks", run_ranks)
+    monkeypatch.setattr("onward.model.load.load_model", load_once())
+    shared = evaluate(resolve(TINY), folder=tmp_path / "shared", processes=2, **inputs)
+    assert without_time(shared) == without_time(alone)
+    assert read_rows(tmp_path / "shared/items.parquet") == read_rows(tmp_path / "alone/items.parquet")
+    (first, second) = sorted(told.get(timeout=10) for _ in range(2))
+    assert (len(first[1]), len(second[1])) == (7, 5)
+    assert (first[2], second[2]) == (2 * 7, 2 * 4)
+    assert not set(first[1]) & set(second[1])
+    assert not building_place(tmp_path / "shared").exists()
+
+
+def load_once() -> Callable[..., Any]:
+    """A model that is loaded in the ranks alone: the one who joins their rows needs none."""
+    here = os.getpid()
+
+    def load(*arguments: Any) -> Any:
+        assert os.getpid() != here, "nothing is left to score here"
+        return load_model(*arguments)
+
+    return load
+
+
+def test_ranks_are_started_by_torchrun(inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    alone = evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs)
+    shared = evaluate(resolve(TINY), folder=tmp_path / "shared", processes=2, **inputs)
+    assert without_time(shared) == without_time(alone)
+    assert read_rows(tmp_path / "shared/items.parquet") == read_rows(tmp_path / "alone/items.parquet")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_when_a_rank_dies_the_others_end_and_their_rows_stay(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two ranks never came to write; the first one's chunks need not be scored again."""
+    first_share: list[Path] = []
+
+    def run_ranks(command: list[str], processes: int) -> int:
+        first_share.append(Path(command[1]))
+        with monkeypatch.context() as patched:
+            patched.setenv("RANK", "0")
+            patched.setenv("WORLD_SIZE", str(processes))
+            patched.setenv("LOCAL_RANK", "0")
+            step.score_share(Path(command[1]))
+        return 9
+
+    monkeypatch.setattr(step, "run_ranks", run_ranks)
+    with pytest.raises(RanksEnded) as ended:
+        evaluate(resolve(TINY), folder=tmp_path / "scores", processes=2, **inputs)
+    assert ended.value.status == 9
+    assert not (tmp_path / "scores").exists()
+    counted = Counted(monkeypatch)
+    scores = evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert counted.calls == 2, "the second chunk of the text and that of the task"
+    assert without_time(scores) == without_time(evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs))
+
+
+def test_what_a_rank_meets_alone_it_tells_itself(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank speaks for all but of the items that another one has."""
+
+    def fails(*arguments: Any) -> Any:
+        raise UserError("the model's likelihoods are not numbers")
+
+    def run_ranks(command: list[str], processes: int) -> int:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(RankError, match="not numbers"):
+            step.score_share(Path(command[1]))
+        return 2
+
+    monkeypatch.setattr(heldout, "_CHUNK", 5)
+    monkeypatch.setattr(heldout, "score_documents", fails)
+    monkeypatch.setattr(step, "run_ranks", run_ranks)
+    with pytest.raises(RanksEnded):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", processes=2, **inputs)

@@ -1,0 +1,153 @@
+"""`onward evaluate MODEL...` and `onward compare A B`: any models, on tasks and on text from any files."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import small_run
+from onward.cli import app
+from onward.evaluation.scores import read_items, read_scores
+from synthetic import write_model
+
+Invoke = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, one of them as in a checkpoint, and texts in three formats."""
+    place = tmp_path_factory.mktemp("made")
+    write_model(place / "first", seed=1)
+    write_model(place / "checkpoints" / "tokens-000001000" / "model", seed=2)
+    small_run.write_texts(place / "stories.jsonl", 20, seed=1)
+    (place / "note.txt").write_text("The children watched the water turn the wheel of the mill.\n" * 9)
+    rows = [{"text": f"Evening {n} came and nobody had lit the lamp. " * (n + 1)} for n in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows), place / "evenings.parquet")
+    return place
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(a) for a in arguments] + ["--cache", str(made / "cache")])
+
+    return call
+
+
+def test_models_are_scored_on_texts_of_any_format_and_scores_are_reused(invoke: Invoke, made: Path) -> None:
+    texts = [part for name in ("stories.jsonl", "note.txt", "evenings.parquet") for part in ("--text", made / name)]
+    checkpoint = made / "checkpoints/tokens-000001000"
+    arguments = ("evaluate", made / "first", checkpoint, "--tasks", "none", *texts)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("bits per byte") == 6
+    names = {path.name for path in Path("scores").iterdir()}
+    assert names == {"first", "tokens-000001000"}
+    scores = read_scores(Path("scores/first"))
+    assert [text.corpus for text in scores.held_out] == ["stories", "note", "evenings"]
+    assert [text.documents for text in scores.held_out] == [20, 1, 10]
+    assert scores.held_out[1].bytes == len((made / "note.txt").read_bytes())
+    times = {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/*")}
+    again = invoke(*arguments, "--json")
+    assert times == {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/*")}
+    printed = json.loads(again.stdout)
+    assert list(printed) == ["first", "tokens-000001000"]
+    assert printed["first"]["held_out"][0]["nats"] == scores.held_out[0].nats
+    other = invoke(*arguments[:3], "--tasks", "none", "--text", made / "note.txt")
+    assert other.exit_code == 2
+    assert "made from something else" in other.stderr
+    assert "--out" in other.stderr
+
+
+def test_tasks_options_and_precision(invoke: Invoke, made: Path, shared_data: Path) -> None:
+    bench = ("--data", shared_data / "bench", "--tasks", "piqa,arc_easy", "--limit", 6)
+    assert invoke("evaluate", "onward/tiny", *bench, "--out", "a").exit_code == 0
+    scores = read_scores(Path("a/tiny"))
+    assert [(task.task, task.items) for task in scores.tasks] == [("piqa", 6), ("arc_easy", 6)]
+    coarse = invoke("evaluate", "onward/tiny", *bench, "--out", "b", "--precision", "bf16")
+    assert coarse.exit_code == 0, coarse.output
+    fine, rounded = (read_items(Path(f"{out}/tiny")).to_pylist() for out in "ab")
+    assert fine != rounded
+    for row, other in zip(fine, rounded, strict=True):
+        assert row["logprobs"] == pytest.approx(other["logprobs"], rel=0.1)
+    assert " ± " in coarse.stdout
+    limited = invoke(
+        "evaluate", "onward/tiny", "--tasks", "none", "--text", made / "stories.jsonl", "--text-tokens", 99
+    )
+    assert limited.exit_code == 0, limited.output
+    assert read_scores(Path("scores/tiny")).held_out[0].documents < 20
+
+
+def test_compare_scores_what_is_not_scored_and_stores_the_table(invoke: Invoke, made: Path) -> None:
+    second = made / "checkpoints/tokens-000001000"
+    options = ("--tasks", "none", "--text", made / "stories.jsonl")
+    result = invoke("compare", made / "first", second, *options)
+    assert result.exit_code == 0, result.output
+    assert "before" in result.stdout
+    (place,) = Path("scores").glob("compared-*")
+    assert place.name == "compared-first-tokens-000001000"
+    stored = json.loads((place / "comparison.json").read_bytes())
+    (difference,) = stored["comparisons"][0]["differences"]
+    first, other = (read_scores(Path("scores") / name).held_out[0] for name in ("first", "tokens-000001000"))
+    assert (difference["before"], difference["after"]) == pytest.approx((first.bits_per_byte, other.bits_per_byte))
+    table = (place / "comparison.md").read_text()
+    assert "| stories" in table
+    times = {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
+    third = invoke("compare", "scores/first", second, made / "first", *options, "--json")
+    assert third.exit_code == 2, "the scores and the model they are of have one name"
+    shutil.copytree("scores/first", "kept")
+    third = invoke("compare", "kept", second, made / "first", *options, "--json")
+    assert third.exit_code == 0, third.output
+    assert [c["differences"][0]["delta"] for c in json.loads(third.stdout)["comparisons"]][1] == 0
+    assert times == {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("evaluate", "quickstart", "onward/tiny"), "a recipe is scored alone"),
+        (("evaluate", "quickstart", "mine.yaml"), "a recipe is scored alone"),
+        (("evaluate", "quickstart", "--limit", "3"), "the recipe itself says what is scored"),
+        (("evaluate", "onward/tiny", "--set", "seed=1"), "these options are for a recipe"),
+        (("evaluate", "onward/tiny", "onward/tiny", "--tasks", "none"), "named twice"),
+        (("evaluate", "onward/tiny", "--tasks", "none"), "there is nothing to score"),
+        (("evaluate", "onward/tiny", "--text", "missing.txt"), "there is no such file"),
+        (("evaluate", "onward/tiny", "--text-tokens", "many"), "not a number of tokens"),
+        (("evaluate", "quickstrat"), "onward/tiny, a model's folder, or a Hub id"),
+        (("evaluate", "onward/tiny", "--tasks", "piqua", "--data", "."), "piqa"),
+        (("compare", "onward/tiny"), "nothing to compare with"),
+        (("compare", "onward/tiny", "run"), "the folder of a run"),
+    ],
+)
+def test_wrong_requests_are_answered_with_code_2(invoke: Invoke, arguments: tuple[str, ...], said: str) -> None:
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text("name: run\n")
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not Path("scores").exists()
+
+
+def test_text_that_cannot_be_read_is_refused(invoke: Invoke) -> None:
+    Path("broken.jsonl").write_text('{"text": "whole"}\n{"text": "cut\n')
+    Path("empty.jsonl").write_text('{"text": ""}\n')
+    result = invoke("evaluate", "onward/tiny", "--tasks", "none", "--text", "broken.jsonl")
+    assert result.exit_code == 2
+    assert "broken.jsonl:2" in result.stderr
+    empty = invoke("evaluate", "onward/tiny", "--tasks", "none", "--text", "empty.jsonl")
+    assert empty.exit_code == 2
+    assert "there is no text to score" in empty.stderr
