@@ -1,0 +1,188 @@
+"""The two sides of `benchmarks/evaluation.py`, each in a process of its own: onward's engine and lm-eval's `hf` model.
+
+    python benchmarks/scorers.py JOB.json
+
+Both get the same (context, continuation) texts as built requests and return their log-likelihoods. The last line is
+flat JSON: for each task the seconds, those of them that encoded texts, and the tokens of all forward passes.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WARM_UP = 4
+"""Requests scored before the clock starts: the first forward pass sets up the kernels."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one side is to do.
+
+    side: onward or lm_eval. base: model folder. requests: JSON file of (context, continuation) pairs by task.
+    precision: fp32 or bf16. batch_sizes: those that lm-eval may choose from. trial_tokens: longest batch, in tokens,
+    that is tried.
+    """
+
+    side: str
+    base: str
+    requests: str
+    precision: str
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    trial_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task took on one side.
+
+    seconds: from built requests to log-likelihoods; encoding_seconds: those that made token ids of texts.
+    computed_tokens: positions that forward passes computed, padding included; row_tokens: those of the distinct
+    inputs that lm-eval computes, without padding; needed_tokens: size of the prefix tree of these inputs.
+    batch_size: lm-eval's. logprobs: nats of every request.
+    """
+
+    seconds: float
+    encoding_seconds: float
+    computed_tokens: int
+    row_tokens: int
+    needed_tokens: int
+    batch_size: int
+    logprobs: list[float]
+
+
+def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
+    """Score with onward's engine, everything of a task at once."""
+    from onward.model.load import load_model
+    from onward.model.score import Scorer, encode_requests
+    from onward.model.tokenizer import read_tokenizer
+
+    model = load_model(Path(job.base), getattr(torch, DTYPES[job.precision]))
+    tokenizer = read_tokenizer(Path(job.base))
+    measured = {}
+    for task, pairs in requests.items():
+        Scorer(model).score(encode_requests(tokenizer, pairs[:WARM_UP]))
+        scorer = Scorer(model)
+        start = time.perf_counter()
+        encoded = encode_requests(tokenizer, pairs)
+        between = time.perf_counter()
+        scored = scorer.score(encoded)
+        end = time.perf_counter()
+        tally, nats = scorer.tally, [one.logprob for one in scored]
+        facts = (end - start, between - start, tally.computed_tokens, 0, tally.needed_tokens, 0)
+        measured[task] = Measured(*facts, nats)
+    return measured
+
+
+def score_lm_eval(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
+    """Score with lm-eval's `hf` model at the batch size that is fastest on some of a task's requests."""
+    from parity import open_peer
+
+    peer = open_peer(Path(job.base), 1, DTYPES[job.precision])
+    watch = _Watch(peer)
+    measured = {}
+    for task, pairs in requests.items():
+        peer.batch_size_per_gpu = 1
+        peer.loglikelihood(_instances(pairs[:WARM_UP]), disable_tqdm=True)
+        size = best_batch_size(job, peer, watch, pairs)
+        peer.batch_size_per_gpu = size
+        watch.restart()
+        start = time.perf_counter()
+        answers = peer.loglikelihood(_instances(pairs), disable_tqdm=True)
+        seconds = time.perf_counter() - start
+        rows = {(*before, *after)[-peer.max_length - 1 : -1] for _, before, after in watch.encoded}
+        facts = (seconds, seconds - watch.seconds, watch.tokens, sum(map(len, rows)), tree_tokens(rows), size)
+        measured[task] = Measured(*facts, [float(nats) for nats, _ in answers])
+    return measured
+
+
+class _Watch:
+    """Listens to lm-eval's model: the seconds spent on token ids, the requests as ids, the tokens of all passes."""
+
+    def __init__(self, peer: Any) -> None:
+        self.restart()
+        score, call = peer._loglikelihood_tokens, peer._model_call
+
+        def timed(requests: Any, **settings: Any) -> Any:
+            self.encoded = requests
+            start = time.perf_counter()
+            answers = score(requests, **settings)
+            self.seconds += time.perf_counter() - start
+            return answers
+
+        def counted(ids_BT: Any, **settings: Any) -> Any:
+            self.tokens += ids_BT.numel()
+            return call(ids_BT, **settings)
+
+        peer._loglikelihood_tokens, peer._model_call = timed, counted
+
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.seconds, self.tokens = 0.0, 0
+        self.encoded: Any = []
+
+
+def best_batch_size(job: Job, peer: Any, watch: _Watch, pairs: Pairs) -> int:
+    """Return the batch size that is fastest on the middle requests in order of length, where batches pad least.
+
+    A size whose batches would have more than `trial_tokens` is not tried: passes of so many tokens are no longer
+    faster for a token, and pad more. Requests with the same input (letters of one question) count once.
+    """
+    inputs = {context + continuation[:-1]: (context, continuation) for context, continuation in pairs}
+    ordered = [inputs[text] for text in sorted(inputs, key=len)]
+    peer.batch_size_per_gpu = 1
+    middle = ordered[len(ordered) // 2]
+    watch.restart()
+    peer.loglikelihood(_instances([middle]), disable_tqdm=True)
+    sizes = [size for size in job.batch_sizes if size == 1 or size * watch.tokens <= job.trial_tokens]
+    most = min(max(sizes), len(ordered))
+    start = (len(ordered) - most) // 2
+    tried = _instances(ordered[start : start + most])
+    seconds = {}
+    for size in sizes if len(sizes) > 1 else ():
+        peer.batch_size_per_gpu = size
+        watch.restart()
+        peer.loglikelihood(tried, disable_tqdm=True)
+        seconds[size] = watch.seconds
+    return min(seconds, key=lambda size: seconds[size], default=1)
+
+
+def tree_tokens(rows: set[tuple[int, ...]]) -> int:
+    """Return the nodes of the prefix tree of token sequences: what any engine must compute."""
+    total, before = 0, ()
+    for row in sorted(rows):
+        shared = next((place for place, (a, b) in enumerate(zip(row, before, strict=False)) if a != b), None)
+        total += len(row) - (min(len(row), len(before)) if shared is None else shared)
+        before = row
+    return total
+
+
+def _instances(pairs: Pairs) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood", {}, (context, continuation), 0) for context, continuation in pairs]
+
+
+SIDES: dict[str, Callable[[Job, dict[str, Pairs]], dict[str, Measured]]] = {
+    "onward": score_onward,
+    "lm_eval": score_lm_eval,
+}
+
+
+def main() -> None:
+    """Do the job and print what it took."""
+    job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    requests = json.loads(Path(job.requests).read_text(encoding="utf-8"))
+    found = SIDES[job.side](job, {task: [(a, b) for a, b in pairs] for task, pairs in requests.items()})
+    print(json.dumps({task: asdict(measured) for task, measured in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
