@@ -9,7 +9,8 @@ import pytest
 import zstandard
 
 from onward.errors import UserError
-from onward.tasks.local import data_fingerprints, read_local, split_context
+from onward.tasks.local import data_fingerprints, read_local
+from onward.tasks.originals import split_context
 
 EXPECTED = [
     ("allenai/ai2_arc", "ARC-Easy", "test", 2376),
@@ -18,6 +19,9 @@ EXPECTED = [
     ("allenai/winogrande", "winogrande_xl", "validation", 1267),
     ("aps/super_glue", "boolq", "validation", 3270),
     ("baber/piqa", None, "validation", 1838),
+    ("allenai/openbookqa", "main", "test", 500),
+    ("EleutherAI/lambada_openai", "default", "test", 5153),
+    ("aps/super_glue", "copa", "validation", 100),
 ]
 
 
@@ -69,6 +73,12 @@ def test_split_context(ctx: str, halves: tuple[str, str]) -> None:
     assert split_context(ctx) == halves
 
 
+@pytest.fixture(autouse=True)
+def few_on_purpose(tmp_path: Path) -> None:
+    """The folders of these tests hold a few items on purpose."""
+    (tmp_path / "SUBSET").touch()
+
+
 def write(path: Path, rows: Iterable[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
@@ -84,6 +94,9 @@ HELLASWAG = {"activity_label": "Sewing", "ctx": "A. he", "endings": ["a", "b", "
 WINOGRANDE = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
 BOOLQ = {"question": "is it", "passage": "It is.", "answer": True}
 PIQA = {"goal": "g", "sol1": "a", "sol2": "b"}
+OPENBOOKQA = "ID\tQuestion Stem\tChoices\tComplete Question\tAnswer Key"
+LAMBADA = {"context": "They came to the", "continuation": "sea"}
+COPA = {"query": "It rained, therefore", "choices": ["he got wet.", "he sang."], "gold": 0}
 
 
 def test_official_variants(tmp_path: Path) -> None:
@@ -116,20 +129,37 @@ BROKEN = [
     ("piqa", None, "piqa/valid.jsonl", PIQA | {"label": 2}, "from 0 to 1"),
     ("mmlu", "anatomy", "mmlu/test/anatomy_test.csv", "Q?,a,b,c,A", "6 columns"),
     ("mmlu", "anatomy", "mmlu/test/anatomy_test.csv", "Q?,a,b,c,d,E", "A, B, C or D"),
+    ("openbookqa", "main", "openbookqa/test.tsv", "1\tWhy?\t(A) a (B) b\tC", "5 columns"),
+    ("openbookqa", "main", "openbookqa/test.tsv", "1\tWhy?\t(A) a (B) b\tWhy?\tC", "one of the labels A, B"),
+    ("openbookqa", "main", "openbookqa/test.tsv", "1\tWhy?\t(A) a\tWhy?\tA", "at least two choices"),
+    ("lambada_openai", None, "lambada/lambada_openai.jsonl", {"text": "word"}, "a text of several words"),
+    ("lambada_openai", None, "lambada/lambada_openai.jsonl", {"context": "a b"}, "a field `continuation`"),
+    ("super_glue", "copa", "copa/copa_val.jsonl", COPA | {"query": "It rained"}, "`, because` or `, therefore`"),
+    ("super_glue", "copa", "copa/copa_val.jsonl", COPA | {"choices": ["one"]}, "two choices"),
+    ("super_glue", "copa", "copa/copa_val.jsonl", COPA | {"gold": 2}, "from 0 to 1"),
+    (
+        "super_glue",
+        "copa",
+        "copa/copa_val.jsonl",
+        {**dict.fromkeys(["premise", "choice1", "choice2", "question"], "x")},
+        "cause or effect",
+    ),
     ("winogrande", None, "winogrande/dev.jsonl", '{"sentence": ', "one JSON object a line"),
     ("winogrande", None, "winogrande/dev.jsonl", "[1]", "one JSON object a line"),
 ]
-GOOD = {"ai2_arc": ARC, "hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "super_glue": BOOLQ}
-GOOD |= {"piqa": PIQA | {"label": 0}, "mmlu": "Q?,a,b,c,d,A"}
+GOOD = {"ai2_arc": ARC, "hellaswag": HELLASWAG, "winogrande": WINOGRANDE, "super_glue boolq": BOOLQ}
+GOOD |= {"piqa": PIQA | {"label": 0}, "mmlu": "Q?,a,b,c,d,A", "openbookqa": OPENBOOKQA, "lambada_openai": LAMBADA}
+GOOD |= {"super_glue copa": COPA}
 
 
 @pytest.mark.parametrize(("dataset", "subset", "name", "row", "expected"), BROKEN)
 def test_broken_rows_name_file_and_line(
     tmp_path: Path, dataset: str, subset: str | None, name: str, row: object, expected: str
 ) -> None:
-    path = write(tmp_path / name, [GOOD[dataset]])
+    good = GOOD.get(dataset) or GOOD[f"{dataset} {subset}"]
+    path = write(tmp_path / name, [good])
     assert read_local(dataset, subset, tmp_path)
-    write(path, [GOOD[dataset], row])
+    write(path, [good, row])
     with pytest.raises(UserError) as caught:
         read_local(dataset, subset, tmp_path)
     assert str(path) in str(caught.value)
@@ -165,7 +195,9 @@ def test_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hellaswag_val\.jsonl"):
         read_local("Rowan/hellaswag", None, tmp_path)
     with pytest.raises(UserError, match="no reader"):
-        read_local("allenai/openbookqa", "main", tmp_path)
+        read_local("allenai/openbookqa", "additional", tmp_path)
+    with pytest.raises(UserError, match="no reader"):
+        read_local("EleutherAI/lambada_openai", "de", tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         data_fingerprints(["piqa"], tmp_path / "nowhere")
 
@@ -177,3 +209,61 @@ def test_fingerprints_follow_content_not_place(tmp_path: Path) -> None:
     write(tmp_path / "two" / "boolq" / "dev.jsonl", [BOOLQ | {"answer": False}])
     assert data_fingerprints(["boolq"], tmp_path / "one") != data_fingerprints(["boolq"], tmp_path / "two")
     assert data_fingerprints(["piqa"], tmp_path / "one") == data_fingerprints(["piqa"], tmp_path / "two")
+
+
+def test_another_number_of_items_than_was_published(bench: Path, tmp_path: Path) -> None:
+    (tmp_path / "SUBSET").unlink()
+    lines = gzip.decompress((bench / "winogrande" / "dev.jsonl.gz").read_bytes()).decode().splitlines()
+    assert len(lines) == 1267
+    path = write(tmp_path / "winogrande" / "dev.jsonl", lines[:-1])
+    with pytest.raises(UserError, match=r"1266 items[\s\S]*1267 items[\s\S]*evaluation\.limit") as caught:
+        read_local("winogrande", "winogrande_xl", tmp_path)
+    assert str(path) in str(caught.value)
+    (tmp_path / "SUBSET").touch()
+    assert len(read_local("winogrande", "winogrande_xl", tmp_path)["validation"]) == 1266
+    (tmp_path / "SUBSET").unlink()
+    write(path, lines)
+    assert len(read_local("winogrande", "winogrande_xl", tmp_path)["validation"]) == 1267
+    write(tmp_path / "mmlu" / "test" / "anatomy_test.csv", ["Q?,a,b,c,d,A"] * 134)
+    with pytest.raises(UserError, match=r"134 items[\s\S]*135 items"):
+        read_local("cais/mmlu", "anatomy", tmp_path)
+
+
+def test_variants_of_the_other_benchmarks(bench: Path, tmp_path: Path) -> None:
+    first = read_local("allenai/openbookqa", "main", bench)["test"][1]
+    assert first["question_stem"] == "There is most likely going to be fog around:"
+    assert first["choices"] == {"text": ["a marsh", "a tundra", "the plains", "a desert"], "label": list("ABCD")}
+    assert first["answerKey"] == "A"
+    write(tmp_path / "Main" / "test.jsonl", [ARC])
+    (document,) = read_local("allenai/openbookqa", "main", tmp_path)["test"]
+    assert (document["question_stem"], document["answerKey"]) == ("Q?", "2")
+    official = {"premise": "It rained.", "choice1": "He got wet.", "choice2": "He sang.", "question": "effect"}
+    write(tmp_path / "COPA" / "val.jsonl", [official | {"label": 0, "idx": 3}])
+    assert read_local("aps/super_glue", "copa", tmp_path)["validation"] == [official | {"label": 0}]
+    write(tmp_path / "copa" / "copa_val.jsonl", [COPA])
+    other = {"premise": "It rained.", "choice1": "he got wet.", "choice2": "he sang.", "question": "effect", "label": 0}
+    assert read_local("aps/super_glue", "copa", tmp_path)["validation"] == [other]
+    write(tmp_path / "lambada" / "test.jsonl", [{"text": "They came to the sea"}, LAMBADA])
+    texts = [document["text"] for document in read_local("EleutherAI/lambada_openai", None, tmp_path)["test"]]
+    assert texts == ["They came to the sea"] * 2
+
+
+def test_wikitext_articles(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "general" / "wikitext2_valid.txt.gz"
+    (tmp_path / "SUBSET").unlink()
+    (tmp_path / "wikitext2_valid.txt.gz").symlink_to(source)
+    splits = read_local("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", tmp_path)
+    pages = [document["page"] for document in splits["validation"]]
+    assert len(pages) == 60
+    assert pages[0].startswith(" \n = Homarus gammarus = \n") or pages[0].startswith(" = Homarus gammarus = \n")
+    whole = gzip.decompress(source.read_bytes()).decode()
+    assert "".join(pages) in (whole, whole.removeprefix(" \n"))
+    write(
+        tmp_path / "wikitext" / "wiki.test.raw", [" = One = ", "", " text ", " = = Two = = ", " more ", " = Three = "]
+    )
+    (tmp_path / "SUBSET").touch()
+    splits = read_local("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", tmp_path)
+    assert [document["page"] for document in splits["test"]] == [
+        " = One = \n\n text \n = = Two = = \n more \n",
+        " = Three = \n",
+    ]

@@ -77,6 +77,8 @@ def test_a_limit_takes_the_same_items_and_none_takes_all(bench: Path) -> None:
 class Harness:
     """The three functions of an lm-eval task that a question is read from."""
 
+    OUTPUT_TYPE = "multiple_choice"
+
     def __init__(self, text: Any, choices: list[str], target: Any, multiple_input: bool = False) -> None:
         self.text, self.choices, self.target, self.multiple_input = text, choices, target, multiple_input
 
@@ -105,6 +107,19 @@ def test_any_other_task_by_what_its_prompt_shows_of_the_document() -> None:
     built = Harness(1, ["He sat because he", "He sat because she"], "was tired.", multiple_input=True)
     assert _shown(built, "t", "3", {}) == Question("t", "3", ("He sat because she was tired.",))
     assert _shown(Harness("Why?", ["cold", "heat"], "heat"), "t", "4", {"q": "Why?", "a": "heat"}).answer == "heat"
+
+
+def test_texts_without_choices(bench: Path, shared_data: Path, tmp_path: Path) -> None:
+    (question,) = load_questions(["lambada_openai"], bench, 1)["lambada_openai"]
+    assert question.texts[0].startswith("In my palm is a clear stone")
+    assert question.texts[0].endswith("I don't care about signs")
+    assert (question.asked, question.answer) == (None, None)
+    (tmp_path / "wikitext2_valid.txt.gz").symlink_to(shared_data / "general" / "wikitext2_valid.txt.gz")
+    (question,) = load_questions(["wikitext"], tmp_path, 1)["wikitext"]
+    assert question.texts[0].startswith("= Homarus gammarus =")
+    (question,) = load_questions(["openbookqa"], bench, 1)["openbookqa"]
+    assert question.answer == "quit eating lunch out"
+    assert "have lunch with friends" in question.texts[0]
 
 
 def test_other_tasks_over_known_files_and_unknown_tasks(bench: Path) -> None:

@@ -149,8 +149,8 @@ def _text_rows(model: Any, tokenizer: LoadedTokenizer, chunk: Sequence[Item], ba
         nats = -math.fsum(next(scored).logprob for _ in text)
         _require_numbers(item, [nats])
         tokens = sum(len(window.continuation) for window in text)
-        sizes = {"bytes": item.bytes, "tokens": tokens, "words": item.words}
-        yield ItemRow(item.task, item.subject, item.id, item.group, nats=nats, **sizes)
+        row = ItemRow(item.task, item.subject, item.id, item.group, nats=nats)
+        yield replace(row, bytes=item.bytes, tokens=tokens, words=item.words)
 
 
 def rolling_windows(tokenizer: LoadedTokenizer, text: str, limit: int) -> list[Request]:

@@ -31,14 +31,14 @@ def right_answers(
         return {"acc": greedy[0]} if "acc" in measures else {}
     found = np.array(logprobs)
     values = {
-        "acc": lambda: found,
-        "acc_norm": lambda: found / [float(len(choice)) for choice in item.choices],
-        "acc_bytes": lambda: found / [float(len(_bytes(choice))) for choice in item.choices],
-        "acc_mutual_info": lambda: found - unconditional,
-        "acc_pmi": lambda: found - unconditional,
+        "acc": found,
+        "acc_norm": found / np.array([float(len(choice)) for choice in item.choices]),
+        "acc_bytes": found / np.array([float(len(_bytes(choice))) for choice in item.choices]),
     }
+    if unconditional:
+        values["acc_mutual_info"] = values["acc_pmi"] = found - np.array(unconditional)
     good = (item.gold, *item.also_right)
-    right = {name: int(np.argmax(values[name]())) in good for name in measures if name in values}
+    right = {name: int(np.argmax(values[name])) in good for name in measures if name in values}
     if "exact_match" in measures:
         right["exact_match"] = any(greedy[one] for one in good)
     return right

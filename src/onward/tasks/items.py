@@ -11,7 +11,7 @@ from onward.errors import UserError
 from onward.tasks.parts import Part, parts_of
 
 if TYPE_CHECKING:
-    from onward.tasks.local import Document
+    from onward.tasks.originals import Document
 
 Kind = Literal["multiple_choice", "loglikelihood", "rolling"]
 MEASURES: Mapping[Kind, Mapping[str, str]] = {

@@ -1,4 +1,4 @@
-"""Readers of the benchmarks' original files, which turn them into documents of the Hub's schema.
+"""The benchmarks' original files in a folder of the user's: where they are looked for, and how many items they hold.
 
 Files are looked for under the names below, each plain or with .gz or .zst at its end; the first found is read.
 
@@ -11,23 +11,37 @@ Files are looked for under the names below, each plain or with .gz or .zst at it
 | BoolQ      | {boolq/dev,BoolQ/val}.jsonl                                       | question, passage, answer      |
 | PIQA       | piqa/valid.jsonl with valid-labels.lst, or the original archive's | goal, sol1, sol2; 0/1 per line |
 |            | physicaliqa-train-dev/dev.jsonl with dev-labels.lst               |                                |
+| OpenBookQA | {openbookqa/,Main/,OpenBookQA-V1-Sep2018/Data/Main/}test.tsv, or  | TSV with header; as ARC        |
+|            | test.jsonl there                                                  |                                |
+| LAMBADA    | {lambada/lambada_openai,lambada/test,lambada_test_en}.jsonl       | text, or context, continuation |
+| COPA       | {copa/copa_val,COPA/val}.jsonl                                    | SuperGLUE's, or query, choices |
+| WikiText-2 | {wikitext/,wikitext-2-raw/,wikitext-2/,}wiki.test.{raw,tokens},   | text, titles as ` = Title = `  |
+|            | wikitext2_test.txt; without them wiki.valid..., ..._valid.txt     |                                |
+
+A file whose number of items is not the published one is refused, unless the folder holds a file named `SUBSET`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from onward.artifact import file_hash
 from onward.errors import UserError
 from onward.recipe import TASKS
-from onward.tasks.rows import Row, read_csv, read_json_lines, read_lines
+from onward.tasks import originals
+from onward.tasks.originals import Document
+from onward.tasks.rows import read_json_lines
 
-Document = dict[str, Any]
 Splits = dict[str, list[Document]]
 
 _ARC = ("arc/{0}-Test.jsonl", "{0}/{0}-Test.jsonl", "ARC-V1-Feb2018-2/{0}/{0}-Test.jsonl", "{0}-Test.jsonl")
+_OPENBOOKQA = ("openbookqa/test", "Main/test", "OpenBookQA-V1-Sep2018/Data/Main/test")
+_WIKITEXT = [
+    f"{place}wiki.{{1}}.{kind}"
+    for place in ("wikitext/", "wikitext-2-raw/", "wikitext-2/", "")
+    for kind in ("raw", "tokens")
+]
+_WIKITEXT += [f"{place}wikitext2_{{1}}.txt" for place in ("wikitext/", "")]
 _FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "mmlu": {
         "test": ("mmlu/test/{0}_test.csv", "data/test/{0}_test.csv", "test/{0}_test.csv"),
@@ -41,39 +55,108 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "validation": ("piqa/valid.jsonl", "physicaliqa-train-dev/dev.jsonl"),
         "labels": ("piqa/valid-labels.lst", "physicaliqa-train-dev/dev-labels.lst"),
     },
+    "openbookqa": {"test": tuple(f"{name}.{kind}" for name in _OPENBOOKQA for kind in ("tsv", "jsonl"))},
+    "lambada_openai": {"test": ("lambada/lambada_openai.jsonl", "lambada/test.jsonl", "lambada_test_en.jsonl")},
+    "copa": {"validation": ("copa/copa_val.jsonl", "COPA/val.jsonl")},
+    "wikitext_document_level": {
+        "test": tuple(name.replace("{1}", "test") for name in _WIKITEXT),
+        "validation": tuple(name.replace("{1}", "valid") for name in _WIKITEXT),
+    },
 }
 _OPTIONAL = ("dev", "labels")
-_BENCHMARK = {"arc_easy": "ai2_arc", "arc_challenge": "ai2_arc"} | {
-    task: task for task in TASKS if not task.startswith("arc")
+_SUBSETS = {
+    "openbookqa": ("main",),
+    "lambada_openai": (None, "default"),
+    "wikitext_document_level": ("wikitext-2-raw-v1",),
 }
+"""Of these datasets, the only parts that the files hold; the others are other languages and other texts."""
+_BENCHMARK = {"arc_easy": "ai2_arc", "arc_challenge": "ai2_arc", "wikitext": "wikitext_document_level"}
+_BENCHMARK |= {task: task for task in (*TASKS, "openbookqa", "lambada_openai", "copa") if task not in _BENCHMARK}
+_BENCHMARK |= {"mmlu_continuation": "mmlu"}
 _SUFFIXES = ("", ".gz", ".zst")
+_SUBSET = "SUBSET"
+_MMLU = (
+    "abstract_algebra=100 anatomy=135 astronomy=152 business_ethics=100 clinical_knowledge=265 college_biology=144 "
+    "college_chemistry=100 college_computer_science=100 college_mathematics=100 college_medicine=173 "
+    "college_physics=102 computer_security=100 conceptual_physics=235 econometrics=114 electrical_engineering=145 "
+    "elementary_mathematics=378 formal_logic=126 global_facts=100 high_school_biology=310 high_school_chemistry=203 "
+    "high_school_computer_science=100 high_school_european_history=165 high_school_geography=198 "
+    "high_school_government_and_politics=193 high_school_macroeconomics=390 high_school_mathematics=270 "
+    "high_school_microeconomics=238 high_school_physics=151 high_school_psychology=545 high_school_statistics=216 "
+    "high_school_us_history=204 high_school_world_history=237 human_aging=223 human_sexuality=131 "
+    "international_law=121 jurisprudence=108 logical_fallacies=163 machine_learning=112 management=103 marketing=234 "
+    "medical_genetics=100 miscellaneous=783 moral_disputes=346 moral_scenarios=895 nutrition=306 philosophy=311 "
+    "prehistory=324 professional_accounting=282 professional_law=1534 professional_medicine=272 "
+    "professional_psychology=612 public_relations=110 security_studies=245 sociology=201 us_foreign_policy=100 "
+    "virology=166 world_religions=171"
+)
+_COUNTS: dict[tuple[str, str | None, str], int] = {
+    **{("mmlu", name, "test"): int(count) for name, _, count in (pair.partition("=") for pair in _MMLU.split())},
+    ("ai2_arc", "ARC-Easy", "test"): 2376,
+    ("ai2_arc", "ARC-Challenge", "test"): 1172,
+    ("hellaswag", None, "validation"): 10_042,
+    ("winogrande", None, "validation"): 1267,
+    ("boolq", None, "validation"): 3270,
+    ("piqa", None, "validation"): 1838,
+    ("openbookqa", None, "test"): 500,
+    ("lambada_openai", None, "test"): 5153,
+    ("copa", None, "validation"): 100,
+    ("wikitext_document_level", None, "test"): 62,
+    ("wikitext_document_level", None, "validation"): 60,
+}
+"""Items of each benchmark as published, by its part where they differ, and by split."""
 
 
 def read_local(dataset: str, subset: str | None, data: Path) -> Splits:
     """Return the documents of a Hub dataset (`allenai/ai2_arc`, `ARC-Easy`) from local files, by split of the Hub.
 
-    Raises UserError when no reader knows the dataset, a file is missing, or a row is not as the benchmark has it.
+    Raises UserError when no reader knows the dataset, a file is missing, a row is not as the benchmark has it, or
+    there are more or fewer than were published.
     """
     benchmark = benchmark_of(dataset, subset)
     if benchmark is None:
         todo = "leave this task out, or set evaluation.data to null to take its data from the Hub"
         got = f"{dataset} {subset or ''}".strip()
         raise UserError("no reader of local files for this dataset", "evaluation.data", got, ", ".join(_FILES), todo)
-    files = {role: _find(data, names, subset, role) for role, names in _FILES[benchmark].items()}
-    found = {role: path for role, path in files.items() if path is not None}
+    found = _find_all(benchmark, subset, data)
+    splits = {role: _documents(benchmark, subset, path, found) for role, path in found.items() if role != "labels"}
+    for split, documents in splits.items():
+        _require_published(benchmark, subset, split, len(documents), found[split], data)
+    return splits
+
+
+def _documents(benchmark: str, subset: str | None, path: Path, found: Mapping[str, Path]) -> list[Document]:
     match benchmark:
         case "mmlu":
-            return {split: _mmlu(path, str(subset)) for split, path in found.items()}
-        case "ai2_arc":
-            return {"test": [_arc(row) for row in read_json_lines(found["test"])]}
-        case "hellaswag":
-            return {"validation": [_hellaswag(row) for row in read_json_lines(found["validation"])]}
-        case "winogrande":
-            return {"validation": [_winogrande(row) for row in read_json_lines(found["validation"])]}
-        case "boolq":
-            return {"validation": [_boolq(row) for row in read_json_lines(found["validation"])]}
+            return originals.mmlu(path, str(subset))
+        case "piqa":
+            return originals.piqa(path, found.get("labels"))
+        case "openbookqa":
+            return originals.openbookqa(path)
+        case "wikitext_document_level":
+            return originals.wikitext(path)
         case _:
-            return {"validation": _piqa(found["validation"], found.get("labels"))}
+            by_row = {
+                "ai2_arc": originals.arc,
+                "hellaswag": originals.hellaswag,
+                "winogrande": originals.winogrande,
+                "boolq": originals.boolq,
+                "lambada_openai": originals.lambada,
+                "copa": originals.copa,
+            }
+            return [by_row[benchmark](row) for row in read_json_lines(path)]
+
+
+def _require_published(benchmark: str, subset: str | None, split: str, count: int, path: Path, data: Path) -> None:
+    expected = _COUNTS.get((benchmark, subset, split), _COUNTS.get((benchmark, None, split)))
+    if expected is None or count == expected or (data / _SUBSET).exists():
+        return
+    todo = (
+        "fetch the original file again; to score fewer items set evaluation.limit; where the file is meant to differ, "
+        f"put an empty file named {_SUBSET} into {data}"
+    )
+    what = "a benchmark file has another number of items than was published"
+    raise UserError(what, str(path), f"{count} items", f"{expected} items", todo)
 
 
 def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
@@ -102,114 +185,25 @@ def benchmark_of(dataset: str, subset: str | None) -> str | None:
     last = dataset.rpartition("/")[2].lower()
     if last == "super_glue":
         last = str(subset)
-    return last if last in _FILES else None
+    is_known = last in _FILES and (last not in _SUBSETS or subset in _SUBSETS[last])
+    return last if is_known else None
 
 
-def _find(data: Path, names: tuple[str, ...], subset: str | None, role: str) -> Path | None:
-    candidates = [data / (name.format(subset) + suffix) for name in names for suffix in _SUFFIXES]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None and role not in _OPTIONAL:
-        expected = " or ".join(name.format(subset) for name in names) + " (plain, .gz or .zst)"
+def _find_all(benchmark: str, subset: str | None, data: Path) -> dict[str, Path]:
+    """Return the files that are there, by role."""
+    roles = _FILES[benchmark]
+    files = {role: _find(data, names, subset) for role, names in roles.items()}
+    found = {role: path for role, path in files.items() if path is not None}
+    needed = [role for role in roles if role not in _OPTIONAL]
+    # WikiText's validation text does where the test text is not there.
+    missing = [role for role in needed if role not in found]
+    if len(missing) == len(needed):
+        expected = " or ".join(name.format(subset) for name in roles[missing[0]]) + " (plain, .gz or .zst)"
         todo = "put the benchmark's original file there, leave the task out, or set evaluation.data to null"
         raise UserError("a benchmark file is missing", str(data), "no such file", expected, todo)
-    return path
+    return found
 
 
-def _mmlu(path: Path, subject: str) -> list[Document]:
-    documents = []
-    for row in read_csv(path):
-        cells = row.content
-        if len(cells) != 6:
-            raise row.error(f"{len(cells)} columns", "6 columns without a header: question, A, B, C, D, answer")
-        if cells[5] not in ("A", "B", "C", "D"):
-            raise row.error(f"answer {cells[5]!r}", "A, B, C or D in the sixth column (no header line)")
-        answer = "ABCD".index(cells[5])
-        documents.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
-    return documents
-
-
-def _arc(row: Row) -> Document:
-    """Official layout {id, question: {stem, choices: [{text, label}]}, answerKey}, labels A-E or 1-5."""
-    question = row.inner("question", "an object with `stem` and `choices`")
-    choices = [row.within(choice, "question.choices") for choice in question.sequence("choices")]
-    labels = [choice.text("label") for choice in choices]
-    key = row.text("answerKey")
-    if len(labels) < 2:
-        raise row.error(f"{len(labels)} choices", "at least two choices")
-    if key not in labels:
-        raise row.error(f"answerKey {key!r}", f"one of the labels {', '.join(labels)}")
-    texts = [choice.text("text") for choice in choices]
-    choice_columns = {"text": texts, "label": labels}
-    return {"id": row.text("id"), "question": question.text("stem"), "choices": choice_columns, "answerKey": key}
-
-
-_LAST_SENTENCE = re.compile(r'(?s)(.*[.!?]["\')]*)\s+([^.!?]*)')
-
-
-def split_context(ctx: str) -> tuple[str, str]:
-    """Split HellaSwag's `ctx` into `ctx_a` and `ctx_b`, for files that hold the whole only.
-
-    lm-eval joins `ctx_a + " " + ctx_b.capitalize()`. WikiHow items (6,799 of 10,042) end in a full stop and have an
-    empty ctx_b; ActivityNet items (3,243) end in a sentence that has only begun, which is ctx_b.
-    """
-    match = _LAST_SENTENCE.fullmatch(ctx)
-    return (match[1], match[2]) if match else (ctx, "")
-
-
-def _hellaswag(row: Row) -> Document:
-    endings = [row.as_text(ending, "endings") for ending in row.sequence("endings")]
-    if len(endings) < 2:
-        raise row.error(f"{len(endings)} endings", "four endings")
-    label = row.integer("label", len(endings))
-    both = (row.text("ctx_a"), row.text("ctx_b")) if "ctx_a" in row.content else split_context(row.text("ctx"))
-    return {
-        "activity_label": row.text("activity_label"),
-        "ctx_a": both[0],
-        "ctx_b": both[1],
-        "endings": endings,
-        "label": str(label),
-    }
-
-
-def _winogrande(row: Row) -> Document:
-    sentence, answer = row.text("sentence"), row.text("answer")
-    if "_" not in sentence:
-        raise row.error(f"sentence {sentence[:60]!r}", "a sentence with the gap `_`")
-    if answer not in ("1", "2"):
-        raise row.error(f"answer {answer!r}", '"1" or "2" (the test file has no answers; use dev)')
-    return {"sentence": sentence, "option1": row.text("option1"), "option2": row.text("option2"), "answer": answer}
-
-
-def _boolq(row: Row) -> Document:
-    """Google's {question, answer, passage[, title]}, or SuperGLUE's {question, label, passage}.
-
-    lm-eval reads SuperGLUE, whose passages open with `title -- `; Google's file has the title in a field of its own.
-    """
-    key = "answer" if "answer" in row.content else "label"
-    label = row.content.get(key)
-    if not isinstance(label, bool):
-        raise row.error(f"{key} {label!r}", "`answer`: true or false")
-    passage = row.text("passage")
-    if "title" in row.content:
-        passage = f"{row.text('title')} -- {passage}"
-    return {"question": row.text("question"), "passage": passage, "label": int(label)}
-
-
-def _piqa(path: Path, labels_path: Path | None) -> list[Document]:
-    rows = list(read_json_lines(path))
-    labels = [row.integer("label", 2) for row in rows] if labels_path is None else list(_piqa_labels(labels_path))
-    if len(labels) != len(rows):
-        got, expected = f"{len(labels)} labels", f"{len(rows)} labels, one for each line of {path.name}"
-        raise UserError("PIQA's labels do not fit its questions", str(labels_path), got, expected)
-    documents = []
-    for row, label in zip(rows, labels, strict=True):
-        texts = {key: row.text(key) for key in ("goal", "sol1", "sol2")}
-        documents.append({**texts, "label": label})
-    return documents
-
-
-def _piqa_labels(path: Path) -> Iterator[int]:
-    for number, line in read_lines(path):
-        if line.strip() not in ("0", "1"):
-            raise UserError("a label of PIQA is out of range", f"{path}, line {number}", line.strip()[:60], "0 or 1")
-        yield int(line)
+def _find(data: Path, names: tuple[str, ...], subset: str | None) -> Path | None:
+    candidates = [data / (name.format(subset) + suffix) for name in names for suffix in _SUFFIXES]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -90,7 +90,8 @@ def _entry(name: str) -> Entry | None:
 
 @cache
 def _index(folder: Path) -> dict[str, Entry]:
-    return TaskIndex.build([folder])
+    index: dict[str, Entry] = TaskIndex.build([folder])
+    return index
 
 
 @cache

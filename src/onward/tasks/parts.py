@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.recipe import TASKS
-from onward.tasks.local import Document, Splits, read_local
+from onward.tasks.local import Splits, read_local
+from onward.tasks.originals import Document
 
 if TYPE_CHECKING:
     from onward.tasks.harness import Definition
@@ -66,6 +67,9 @@ def _open(definition: "Definition", data: Path | None) -> Part:
     from onward.tasks.harness import open_task
 
     splits = None if data is None else read_local(definition.dataset, definition.subset, data)
+    if splits is not None and definition.config.get("test_split") not in splits:
+        # lm-eval's own rule: the validation split where there is no test split.
+        definition = replace(definition, config={**definition.config, "test_split": None})
     # process_docs of the seven maps one to one, so that a limit may cut before it (HellaSwag: 2.4 s saved);
     # another task's may filter, and its items can be counted only afterwards.
     countable = "process_docs" not in definition.config or definition.name in TASKS

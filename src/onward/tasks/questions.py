@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onward.errors import UserError
-from onward.tasks.local import Document, benchmark_of, data_fingerprints
+from onward.tasks.local import benchmark_of, data_fingerprints
+from onward.tasks.originals import Document
 from onward.tasks.parts import parts_of
 from onward.tasks.revisions import revisions_of
 
@@ -60,7 +61,7 @@ def _questions(task: str, data: Path | None, limit: int | None) -> Iterator[Ques
             continue
         documents = part.documents()
         benchmark = benchmark_of(part.definition.dataset, part.definition.subset)
-        known = benchmark is not None and all(field in documents[0] for field in _FIELDS[benchmark])
+        known = benchmark in _FIELDS and all(field in documents[0] for field in _FIELDS[str(benchmark)])
         built = None if known else part.build()
         for index, document in enumerate(documents):
             name = part.item_id(index)
@@ -111,8 +112,10 @@ def _shown(built: Any, task: str, name: str, document: Document) -> Question:
     """Return the text of any other task's document: of its own strings those that its prompt shows.
 
     The last of them in the prompt is taken for the question, those before it for passages. Where the prompt shows
-    none, it is itself the question.
+    none, it is itself the question. Where nothing is chosen, the text with its continuation is all there is.
     """
+    if built.OUTPUT_TYPE != "multiple_choice":
+        return Question(task, name, (_joined(str(built.doc_to_text(document)), str(built.doc_to_target(document))),))
     choices = [str(choice) for choice in built.doc_to_choice(document)]
     if built.multiple_input:  # contexts differ by choice, as in WinoGrande: the right one with what follows
         right = choices[int(built.doc_to_text(document))]
