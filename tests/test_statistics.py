@@ -2,17 +2,24 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import t as student
 
 from onward.statistics import (
     Interval,
+    _freedom,
     _resampled,
+    above_chance,
     binomial_two_sided,
     bootstrap_mean_difference,
     bootstrap_ratio,
     holm,
     mcnemar_exact,
+    mean_stderr,
     paired_bootstrap_ratio,
+    pooled_change,
+    pooled_sample_stderr,
+    sign_flip,
 )
 
 
@@ -175,3 +182,102 @@ def test_holm_keeps_the_family_wise_error():
     families = generator.random((2000, 7))
     false = sum(min(holm(list(row))) <= 0.05 for row in families)
     assert 60 <= false <= 140  # nominal 100, sd 9.7; uncorrected it would be 603
+
+
+def test_standard_errors_by_hand_and_as_lm_evals():
+    from lm_eval.api import metrics
+
+    assert mean_stderr(np.array([1, 0, 0, 1])) == pytest.approx(np.sqrt(1 / 3 / 4))
+    assert np.isnan(mean_stderr(np.array([1])))
+    # Subtasks 1 0 0 1 and 1 1 0: squares about their own means 1 and 2/3, over 7 - 2, over 7.
+    parts = [np.array([1, 0, 0, 1]), np.array([1, 1, 0])]
+    pooled = pooled_sample_stderr([mean_stderr(part) for part in parts], [4, 3])
+    assert pooled == pytest.approx(np.sqrt((1 + 2 / 3) / 5 / 7))
+    generator = np.random.default_rng(0)
+    parts = [(generator.random(size) < 0.4).astype(float) for size in (20, 100, 57)]
+    errors = [mean_stderr(part) for part in parts]
+    assert errors == pytest.approx([metrics.mean_stderr(part.tolist()) for part in parts], rel=1e-12)
+    expected = metrics.pooled_sample_stderr(errors, [20, 100, 57])
+    assert pooled_sample_stderr(errors, [20, 100, 57]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_subtask_of_one_item_adds_no_scatter():
+    assert pooled_sample_stderr([0.1, float("nan")], [10, 1]) == pytest.approx(np.sqrt(9 * 0.01 * 10 / 9 / 11))
+    assert np.isnan(pooled_sample_stderr([float("nan")] * 2, [1, 1]))
+
+
+def test_above_chance_is_zero_for_guessing_and_one_for_all_right():
+    assert above_chance(0.25, 0.25) == 0
+    assert above_chance(1.0, 0.5) == 1
+    assert above_chance(0.4375, 0.25) == 0.25
+    assert above_chance(0.4, 0.5) == pytest.approx(-0.2)
+
+
+def test_sign_flips_by_hand():
+    # Groups a: +1 +1, b: -1, c: +1: the total is 2; of the eight totals of 2, 1 and 1 six are as far from zero.
+    before, after = np.array([0, 0, 1, 0, 1]), np.array([1, 1, 0, 1, 1])
+    groups = np.array(["a", "a", "b", "c", "d"])
+    assert sign_flip(before, after, groups, 0, 0) == 0.75
+    assert sign_flip(before, before, groups, 0, 0) == 1.0
+    # What cancels within a group has not changed it: two groups of 2 are left.
+    twice, pairs = np.array([0, 0, 0, 0, 0, 1]), np.array([1, 1, 1, 1, 1, 0])
+    assert sign_flip(twice, pairs, np.array([1, 1, 2, 2, 3, 3]), 0, 0) == 0.5
+
+
+def test_drawn_sign_flips_count_what_was_seen_and_are_reproducible():
+    zeros, gains = np.zeros(40), np.random.default_rng(0).normal(5, 0.1, 40)
+    assert sign_flip(zeros, gains, None, 199, 0) == 1 / 200
+    noise = np.random.default_rng(1).normal(0, 1, 40)
+    assert sign_flip(zeros, noise, None, 199, 3) == sign_flip(zeros, noise, None, 199, 3)
+    assert sign_flip(zeros, noise, None, 999, 3) == pytest.approx(sign_flip(zeros, -noise, None, 999, 4), abs=0.06)
+
+
+def test_one_group_is_tested_by_its_items():
+    before, after = np.array([0] * 6), np.array([1] * 6)
+    assert sign_flip(before, after, np.zeros(6), 0, 0) == pytest.approx(1 / 32)
+
+
+def test_sign_flips_of_a_whole_benchmark_are_quick_and_precise():
+    generator = np.random.default_rng(2)
+    before, after = generator.random(10_042) < 0.4, generator.random(10_042) < 0.43
+    expected = mcnemar_exact(before, after)[0]
+    assert expected < 1e-3
+    assert sign_flip(before, after, None, 0, 0) == pytest.approx(expected, rel=1e-8)
+
+
+def test_uneven_groups_leave_fewer_degrees_of_freedom():
+    assert _freedom(np.full(10, 7.0)) == pytest.approx(9)
+    assert _freedom(np.array([8.0, 4, 4, 4, 4])) == pytest.approx(24**2 / 128 - 1)
+    assert _freedom(np.array([60.0, 1, 1])) == 1.0
+
+
+def test_a_perplexity_is_scaled_before_it_is_subtracted():
+    ones = np.ones(4)
+    interval = paired_bootstrap_ratio(np.log([2.0, 8, 4, 4]), np.log([4.0, 4, 4, 4]), ones, None, 500, 0, np.exp)
+    assert interval.estimate == pytest.approx(0.0)
+    assert interval.low < 0 < interval.high
+    assert paired_bootstrap_ratio(ones * 0, ones, ones, None, 99, 0, np.exp).high == pytest.approx(np.e - 1)
+
+
+def test_pooled_change_by_hand():
+    # Seeds change by 0.5 and 1.5 on average, items by 1 and 1: all variance is of the seeds, 0.25 with one degree.
+    found = pooled_change(np.zeros(2), np.array([[0.0, 1.0], [2.0, 1.0]]), np.ones(2), None)
+    assert found.interval.estimate == 1.0
+    assert found.interval.high - 1 == pytest.approx(12.7062 * 0.5, rel=1e-5)
+    assert found.seed_deviation == pytest.approx(np.sqrt(0.5))
+    assert found.p_value == pytest.approx(2 * student.sf(2, 1), rel=1e-6)
+    # Seeds that agree: all variance is of the items, as in a t test of 1 2 3.
+    same = pooled_change(np.zeros(3), np.array([[1.0, 2, 3]] * 2), np.ones(3), None)
+    assert same.p_value == pytest.approx(ttest_1samp([1, 2, 3], 0).pvalue, rel=1e-6)
+    assert same.seed_deviation == 0
+
+
+def test_pooled_change_without_scatter():
+    none = pooled_change(np.zeros(3), np.zeros((2, 3)), np.ones(3), None)
+    assert (none.p_value, none.interval) == (1.0, Interval(0.0, 0.0, 0.0))
+    assert pooled_change(np.zeros(3), np.ones((2, 3)), np.ones(3), None).p_value == pytest.approx(1e-12)
+    alone = pooled_change(np.zeros(1), np.ones((2, 1)), np.ones(1), None)
+    assert np.isnan(alone.interval.low)
+    assert alone.p_value == 1.0
+    with pytest.raises(AssertionError, match="one seed"):
+        pooled_change(np.zeros(3), np.ones((1, 3)), np.ones(3), None)

@@ -71,7 +71,7 @@ def bootstrap_ratio(
     sums = _clusters([numerators, denominators], groups)
     draws = np.concatenate([chunk[:, 0] / chunk[:, 1] for chunk in _resampled(sums, resamples, seed)])
     total = sums.sum(axis=0)
-    return _percentile(float(total[0] / total[1]), draws, len(sums))
+    return _percentile(float(total[0] / total[1]), draws, sums[:, 1])
 
 
 def paired_bootstrap_ratio(
@@ -97,7 +97,7 @@ def paired_bootstrap_ratio(
         return scale(rows[:, 1] / rows[:, 2]) - scale(rows[:, 0] / rows[:, 2])
 
     draws = np.concatenate([change(chunk) for chunk in _resampled(sums, resamples, seed)])
-    return _percentile(float(change(sums.sum(axis=0)[None])[0]), draws, len(sums))
+    return _percentile(float(change(sums.sum(axis=0)[None])[0]), draws, sums[:, 2])
 
 
 def bootstrap_mean_difference(
@@ -149,21 +149,32 @@ def _resampled(sums: Floats, resamples: int, seed: int) -> Iterator[Floats]:
         yield chunk[chunk[:, -1] > 0]  # a resample of nothing but empty documents has no ratio
 
 
-def _percentile(estimate: float, draws: Floats, clusters: int) -> Interval:
-    """Return the expanded percentile interval of the draws.
+def _percentile(estimate: float, draws: Floats, sizes: Floats) -> Interval:
+    """Return the expanded percentile interval of the draws; sizes: the denominators of the groups drawn.
 
     The plain percentile interval is too narrow by sqrt((n - 1) / n) and by normal in place of Student quantiles:
     of eight groups it misses the truth in 11 % of simulations. Taking the quantiles at
-    Phi(-sqrt(n / (n - 1)) t(alpha / 2, n - 1)) mends both, 5.6 % (Hesterberg, What Teachers Should Know About the
-    Bootstrap, 2015, section 5.3); with hundreds of groups the two agree. One item alone has no interval: nan.
+    Phi(-sqrt(n / (n - 1)) t(alpha / 2, degrees of freedom)) mends both, 5.6 % (Hesterberg, What Teachers Should Know
+    About the Bootstrap, 2015, section 5.3); with hundreds of groups the two agree. The degrees of freedom are those of
+    `_freedom`: with n - 1, ten groups of 5 to 80 items missed in 7.9 %. One item alone has no interval: nan.
     """
+    clusters = len(sizes)
     if clusters < 2:
         return Interval(estimate, float("nan"), float("nan"))
     from scipy.special import ndtr, stdtrit
 
-    tail = float(ndtr(stdtrit(clusters - 1, (1 - LEVEL) / 2) * np.sqrt(clusters / (clusters - 1))))
+    tail = float(ndtr(stdtrit(_freedom(sizes), (1 - LEVEL) / 2) * np.sqrt(clusters / (clusters - 1))))
     low, high = np.quantile(draws, [tail, 1 - tail], method="weibull")
     return Interval(estimate, float(low), float(high))
+
+
+def _freedom(sizes: Floats) -> float:
+    """Return the degrees of freedom of a variance over groups of these sizes: their effective number less one.
+
+    (sum of sizes)^2 / sum of squares: groups of one size count in full, a giant among dwarfs leaves little to learn
+    from (Kish 1965; for t tests over uneven clusters Carter, Schnepel and Steigerwald 2017).
+    """
+    return max(1.0, float(sizes.sum() ** 2 / (sizes**2).sum()) - 1)
 
 
 def mcnemar_exact(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, int, int]:
@@ -269,13 +280,14 @@ def pooled_change(
 
     before, weights, groups: [items]; after: [seeds, items], two seeds or more. The change of a seed is
     sum(after - before) / sum(weights). Seeds and items are crossed random effects: the variance of the mean is that
-    of the seeds' changes / seeds plus that of the groups' mean changes (linearised ratio), each from its own
-    scatter; what seed and item do together is in both and is counted twice, so the interval is too wide by a little
-    and never too narrow. Degrees of freedom as Satterthwaite (1946). A bootstrap of both (Owen 2007, the pigeonhole
-    bootstrap) draws among so few seeds that with three it misses far more often than it says; the simulation is in
+    of the seeds' changes / seeds plus that of the groups' mean changes (linearised ratio). What seed and item do
+    together is in both, so the sum is a little too large, never too small. The half-width is
+    sqrt(sum(t^2 variance)), each part with the Student quantile of its own degrees of freedom (Howe 1974); the
+    p-value is the level at which that just reaches zero. With Satterthwaite's single quantile two seeds miss in 12 %
+    of simulations, and a bootstrap of seeds and items (Owen 2007) of three misses far more often than it says:
     tests/test_statistics_simulation.py.
     """
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtrit
 
     changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     seeds = len(changes)
@@ -287,14 +299,28 @@ def pooled_change(
     if clusters < 2:
         return PooledChange(Interval(mean, float("nan"), float("nan")), 1.0, deviation)
     residuals = sums[:, 0] - mean * sums[:, 1]
-    parts = np.array([deviation**2 / seeds, clusters / (clusters - 1) * float((residuals**2).sum()) / total**2])
-    variance = float(parts.sum())
-    if variance == 0:
-        return PooledChange(Interval(mean, mean, mean), 1.0 if mean == 0 else 0.0, deviation)
-    freedom = variance**2 / float((parts**2 / [seeds - 1, clusters - 1]).sum())
-    half = -float(stdtrit(freedom, (1 - LEVEL) / 2)) * np.sqrt(variance)
-    p_value = 2 * float(stdtr(freedom, -abs(mean) / np.sqrt(variance)))
-    return PooledChange(Interval(mean, mean - half, mean + half), p_value, deviation)
+    variances = np.array([deviation**2 / seeds, clusters / (clusters - 1) * (residuals**2).sum() / total**2])
+    freedoms = np.array([seeds - 1, _freedom(sums[:, 1])])
+
+    def half(level: float) -> float:
+        return float(np.sqrt(stdtrit(freedoms, level / 2) ** 2 @ variances))
+
+    reach = half(1 - LEVEL)
+    return PooledChange(Interval(mean, mean - reach, mean + reach), _level_at(half, abs(mean)), deviation)
+
+
+_LEAST_P = 1e-12
+
+
+def _level_at(half: Callable[[float], float], distance: float) -> float:
+    """Return the level at which a half-width, which falls as the level rises, is this distance."""
+    from scipy.optimize import brentq
+
+    if distance <= half(1.0):
+        return 1.0
+    if distance >= half(_LEAST_P):
+        return _LEAST_P
+    return float(np.exp(brentq(lambda log: half(np.exp(log)) - distance, np.log(_LEAST_P), 0.0, xtol=1e-10)))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -1,54 +1,16 @@
 """Comparisons of two scorings: facts planted in the items come out as differences and verdicts."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scorings import pair, task_rows, text_rows, write
 
 from onward.analysis import compare, headline, sentence
-from onward.analysis.comparison import at_chance, task_verdict
+from onward.analysis.rows import at_chance, unclear
 from onward.errors import UserError
-from onward.evaluation.scores import ItemRow, Scores, TaskScore, write_scores
+from onward.evaluation.scores import ItemRow
 from onward.statistics import Interval
-
-
-def text_rows(corpus: str, bits_per_byte: float, documents: int = 40, group_of: int = 1) -> list[ItemRow]:
-    generator = np.random.default_rng(4)
-    size = generator.integers(100, 2000, documents)
-    hardness = generator.normal(0, 0.3, documents)
-    nats = (bits_per_byte + hardness) * size * np.log(2)
-    return [
-        ItemRow(f"held_out:{corpus}", None, f"d{i}", f"g{i // group_of}", nats=float(nats[i]), bytes=int(size[i]))
-        for i in range(documents)
-    ]
-
-
-def task_rows(task: str, right: list[bool] | np.ndarray, norm: list[bool] | np.ndarray | None = None) -> list[ItemRow]:
-    return [
-        ItemRow(
-            task,
-            None,
-            f"q{i:05d}",
-            f"q{i:05d}",
-            gold=i % 4,
-            correct=bool(value),
-            correct_norm=None if norm is None else bool(norm[i]),
-        )
-        for i, value in enumerate(right)
-    ]
-
-
-def write(folder: Path, rows: list[ItemRow], chance: float = 0.25, items_hash: str = "h", fewshot: int = 0) -> Path:
-    folder.mkdir(exist_ok=True)
-    names = dict.fromkeys(row.task for row in rows if not row.task.startswith("held_out:"))
-    tasks = [TaskScore(n, 9, 9, items_hash, fewshot, chance, 0.0, 0.0, None, None, 0) for n in names]
-    write_scores(folder, Scores(folder.name, (), tuple(tasks), 1.0), rows)
-    return folder
-
-
-def pair(tmp_path: Path, before: list[ItemRow], after: list[ItemRow], chance: float = 0.25):
-    return compare(write(tmp_path / "before", before, chance), write(tmp_path / "after", after, chance), 300, 0)
 
 
 def test_text_gain_and_loss_with_their_numbers(tmp_path):
@@ -58,7 +20,8 @@ def test_text_gain_and_loss_with_their_numbers(tmp_path):
     domain, general = comparison.find("domain"), comparison.find("general")
     assert domain.delta == pytest.approx(-0.33)
     assert (domain.verdict, general.verdict) == ("gained", "lost")
-    assert domain.p_value is None
+    assert domain.p_adjusted == 2 * domain.p_value == pytest.approx(2 / 10_000)
+    assert domain.right_to_wrong is domain.p_mcnemar is None
     assert domain.items == 40
     assert (comparison.before, comparison.after) == ("before", "after")
     assert headline(comparison) == "The model gained on the domain, but general text became harder for it."
@@ -69,6 +32,7 @@ def test_a_handful_of_documents_gives_no_verdict(tmp_path, documents, group_of):
     comparison = pair(tmp_path, *(text_rows("domain", bits, documents, group_of) for bits in (2.31, 1.98)))
     assert comparison.find("domain").high < 0
     assert comparison.find("domain").verdict == "not distinguishable"
+    assert comparison.summary[0].endswith("not distinguishable (fewer than 8 documents or groups of them).")
 
 
 def test_bits_per_byte_is_total_over_total(tmp_path):
@@ -151,10 +115,11 @@ def test_a_score_that_leaves_chance_is_a_gain(tmp_path):
 
 
 def test_a_verdict_needs_both_the_test_and_the_interval():
-    assert task_verdict(Interval(0.02, 0.01, 0.03), 0.2) == "not distinguishable"
-    assert task_verdict(Interval(0.02, -0.01, 0.05), 0.001) == "not distinguishable"
-    assert task_verdict(Interval(0.02, float("nan"), float("nan")), 0.001) == "not distinguishable"
-    assert task_verdict(Interval(-0.02, -0.03, -0.01), 0.001) == "lost"
+    assert unclear(Interval(0.02, 0.01, 0.03), 99, 0.03, 0.2, False) == "p = 0.03 alone, 0.2 after Holm"
+    assert unclear(Interval(0.02, -0.01, 0.05), 99, 0.001, 0.001, False) == "the interval holds zero"
+    assert unclear(Interval(0.02, float("nan"), float("nan")), 1, 0.001, 0.001, False) == "one item has no interval"
+    assert unclear(Interval(-0.02, -0.03, -0.01), 99, 0.001, 0.001, False) is None
+    assert unclear(Interval(-0.02, -0.03, -0.01), 7, 0.01, 0.01, True) == "fewer than 8 documents or groups of them"
 
 
 def test_the_order_of_the_items_does_not_matter(tmp_path):

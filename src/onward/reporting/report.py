@@ -121,7 +121,9 @@ def _content(
         notes=content.missing_notes(run),
         comparisons=tuple(map(content.comparison_table, summary)),
         reading_help=content.READING_HELP,
-        details=detail_tables([Labelled(f"after {format_tokens(s.tokens)}", s.comparison) for s in findings.stages]),
+        details=detail_tables(
+            [Labelled(f"after {format_tokens(s.tokens)} tokens", s.comparison) for s in findings.stages]
+        ),
         forests=tuple(figure for figure in figures if figure.name != "training"),
         run=content.run_facts(run),
         training=next((figure for figure in figures if figure.name == "training"), None),
