@@ -118,3 +118,61 @@ def test_the_starter_recipe_is_a_valid_recipe_with_every_default(tmp_path: Path)
     assert short.general.sources[0].path == "b"
     with pytest.raises(UserError, match="exists already"):
         write_starter(path, "onward/tiny", ["a"], [])
+
+
+def problems_of(path: Path, *overrides: str) -> list[UserError]:
+    with pytest.raises(UserErrors) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+@pytest.fixture
+def valid(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: x\nmodel: {base: onward/tiny}\ncorpus: {sources: [{path: a}]}\ntraining: {forgetting: {replay: null}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "expected"),
+    [
+        ("training.memory=lots", "expected a quantity such as 16GB or auto", None),
+        ("training.memory=0", "`memory` cannot have this value", "greater than 0, or auto"),
+        ("training.offload=maybe", "unknown value of `offload`", "true, false or auto"),
+        ("training.micro_batch_sequences=few", "unknown value of `micro_batch_sequences`", "a whole number or auto"),
+        (
+            "training.gradient_checkpointing=0",
+            "`gradient_checkpointing` cannot have this value",
+            "greater than or equal to 1, or auto, none or all",
+        ),
+    ],
+)
+def test_a_value_that_may_be_of_several_types_is_one_problem(
+    valid: Path, override: str, what: str, expected: str | None
+) -> None:
+    (problem,) = problems_of(valid, override)
+    assert (problem.what, problem.expected) == (what, expected)
+    assert problem.where == f"--set {override.partition('=')[0]}"
+
+
+def test_a_problem_of_an_override_is_said_to_stand_there(valid: Path) -> None:
+    found = problems_of(valid, "training.shardin=none", "training.sharding=zero4", "training.stages=[4xM]")
+    places = [f"--set training.{name}" for name in ("shardin", "sharding", "stages")]
+    assert sorted(str(problem.where) for problem in found) == places
+    (short,) = problems_of(valid, "training.batch_tokens=100")
+    assert short.where == f"{valid}, training (with --set training.batch_tokens)"
+    valid.write_text(valid.read_text().replace("replay: null", "replay: 0%"))
+    found = problems_of(valid, "training.precision=fp8")
+    places = [f"{valid}, training.forgetting.replay", "--set training.precision"]
+    assert sorted(str(problem.where) for problem in found) == sorted(places)
+
+
+def test_the_choices_of_a_knob_are_told_with_the_nearest(valid: Path) -> None:
+    (problem,) = problems_of(valid, "training.sharding=zero4")
+    assert problem.what == "unknown value of `sharding`"
+    assert (problem.got, problem.expected) == ("'zero4'", "auto, none, zero2 or zero3")
+    assert problem.todo == "did you mean zero3?"
+    (problem,) = problems_of(valid, "training.guard.spike=yes")
+    assert (problem.got, problem.expected, problem.todo) == ("True", "skip, rollback or stop", None)

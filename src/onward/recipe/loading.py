@@ -1,5 +1,6 @@
 """Read a recipe: defaults < YAML file < `--set`, every problem reported at once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,18 @@ PACKAGED = ("quickstart",)
 """Recipes inside the package, named without a path: `onward run quickstart`."""
 
 
+_BRANCHES = ("int", "bool", "float", "str", "constrained-int", "constrained-float", "constrained-str")
+"""What pydantic adds to the key of a value that may be of several types, beside names with brackets."""
+_TYPES = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "true, false",
+    "bool_type": "true, false",
+}
+"""What a value should have been, by the error that says it is not."""
+
+
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read `recipe` (a YAML file, or the name of a packaged recipe) with `key.sub=value` overrides on top.
 
@@ -30,17 +43,23 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError("the recipe is not valid YAML", line, str(getattr(error, "problem", error))) from None
     if not isinstance(content, dict):
         raise UserError("a recipe is a mapping of sections", where, type(content).__name__, "name:, model:, corpus:")
-    for override in overrides:
-        _override(content, override)
-    return recipe_from_mapping(content, where)
+    overridden = [_override(content, override) for override in overrides]
+    return recipe_from_mapping(content, where, overridden)
 
 
-def recipe_from_mapping(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Validate a mapping; raises UserErrors listing every problem with its key and the nearest known name."""
+def recipe_from_mapping(content: Mapping[str, Any], where: str = "recipe", overridden: Sequence[str] = ()) -> Recipe:
+    """Validate a mapping; raises UserErrors listing every problem with its key and the nearest known name.
+
+    overridden: keys whose values come from the command line.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problems = [_explain(dict(item), where) for item in error.errors()]
+        # A value that fits none of several types is told of once for each: one problem, since there is one value.
+        by_key: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for item in error.errors():
+            by_key.setdefault(_location(item["loc"]), []).append(dict(item))
+        problems = [_explain(key, items, _place(key, where, overridden)) for key, items in by_key.items()]
         plural = "problem" if len(problems) == 1 else "problems"
         raise UserErrors(f"{where}: {len(problems)} {plural}", problems) from None
 
@@ -59,8 +78,8 @@ def _read_text(recipe: str | Path) -> tuple[str, str]:
         raise UserError("the recipe is not UTF-8 text", str(path), str(error)) from None
 
 
-def _override(content: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=value` in place; the value is read as YAML."""
+def _override(content: dict[str, Any], override: str) -> str:
+    """Apply one `a.b=value` in place and return its key; the value is read as YAML."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError("an override is written key=value", "--set", override, "training.stages=[10M]")
@@ -85,24 +104,59 @@ def _override(content: dict[str, Any], override: str) -> None:
         place[last] = parsed
     else:
         raise UserError("an override points into a value that has no parts", "--set", override)
+    return key.strip()
 
 
-def _explain(item: dict[str, Any], where: str) -> UserError:
-    """Turn one pydantic error into what, where, got, expected."""
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("literal[", "function-", "int"))]
+def _location(parts: Sequence[str | int]) -> tuple[str, ...]:
+    """Return a key's parts without the names that pydantic gives to the branches of a union."""
+    return tuple(str(part) for part in parts if str(part) not in _BRANCHES and "[" not in str(part))
+
+
+def _place(location: Sequence[str], where: str, overridden: Sequence[str]) -> str:
+    """Say where a value stands: in the file, or in an override on the command line."""
     key = ".".join(location)
-    place = f"{where}, {key}" if key else where
+    above = [name for name in overridden if f"{key}.".startswith(f"{name}.")]
+    if above:
+        return f"--set {above[-1]}"
+    inside = ", ".join(sorted({f"--set {name}" for name in overridden if name.startswith(f"{key}.")}))
+    beside = f" (with {inside})" if inside else ""
+    return f"{where}, {key}{beside}" if key else where
+
+
+def _explain(location: tuple[str, ...], items: Sequence[dict[str, Any]], place: str) -> UserError:
+    """Turn what pydantic says of one value into what, where, got, expected, what to do."""
+    choices = [name for item in items if item["type"] == "literal_error" for name in _quoted(item["ctx"]["expected"])]
+    item = next((item for item in items if item["type"] != "literal_error"), items[0])
     if item["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = nearest(location[-1], known)
-        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(known)}"
-        return UserError(f"unknown key `{location[-1]}`", place, expected=hint)
+        todo = None if near is None else f"did you mean `{near}`?"
+        expected = None if near or not known else f"one of: {', '.join(known)}"
+        return UserError(f"unknown key `{location[-1]}`", place, expected=expected, todo=todo)
     if item["type"] == "missing":
         return UserError(f"missing key `{location[-1]}`", place)
-    message = item["msg"].removeprefix("Value error, ")
     value = item["input"]
     shown = None if isinstance(value, dict | BaseModel) else repr(value)
+    if choices and item["type"] in ("literal_error", *_TYPES):
+        possible = [*filter(None, [_TYPES.get(item["type"])]), *choices]
+        near = nearest(value, choices) if isinstance(value, str) else None
+        todo = None if near is None else f"did you mean {near}?"
+        return UserError(f"unknown value of `{location[-1]}`", place, shown, _either(possible), todo)
+    if choices and item["type"] != "value_error":
+        expected = f"{item['msg'].removeprefix('Input should be ')}, or {_either(choices)}"
+        return UserError(f"`{location[-1]}` cannot have this value", place, shown, expected)
+    message = item["msg"].removeprefix("Value error, ")
     return UserError(message[0].lower() + message[1:], place, shown)
+
+
+def _quoted(choices: str) -> list[str]:
+    """Read the names in `'auto', 'none' or 'all'`."""
+    return re.findall("'([^']*)'", choices)
+
+
+def _either(choices: Sequence[str]) -> str:
+    """Write a choice: `auto, none or all`."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:
