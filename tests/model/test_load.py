@@ -34,20 +34,26 @@ def test_a_model_that_is_nowhere_is_said_to_be(name: str) -> None:
 
 def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="cannot be downloaded"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids") as met:
         resolve("someone/somemodel")
+    assert "local folder" in str(met.value.todo)
 
 
 def test_a_hub_that_refuses_the_connection_is_a_message(tmp_path: Path) -> None:
     code = (
         "from onward.errors import UserError\nfrom onward.model.source import resolve\n"
-        "try:\n    resolve('someone/somemodel')\nexcept UserError as error:\n    print(error.what)\n"
+        "try:\n    resolve('someone/somemodel')\n"
+        "except UserError as error:\n    print(error.what, error.todo, sep='|')\n"
     )
     away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     child = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | away, capture_output=True, text=True, check=False
     )
-    assert child.stdout.strip() == "the model cannot be downloaded", child.stderr
+    what, todo = child.stdout.strip().split("|")
+    assert what == "the Hugging Face Hub cannot be reached", child.stderr
+    assert "check the network" in todo
+    assert "local folder" in todo
+    assert child.stderr == "", "the Hub's client tells of its attempts"
 
 
 def test_an_empty_folder_and_missing_weights_are_said(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Find the files of a base model: the packaged one, a local folder, or the Hugging Face Hub."""
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -73,30 +76,70 @@ def local_context_tokens(base: str) -> int | None:
 
 
 def _from_hub(base: str, revision: str | None) -> ModelSource:
-    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    todo = "check the name and the network; for gated models accept the licence on the Hub and run `hf auth login`"
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+    todo = "check the name; for a private or gated model accept its licence on the Hub and run `hf auth login`"
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "0") in ("0", ""):
-            names = HfApi().list_repo_files(base, revision=revision)
-            # A pickled state dict is fetched only when there is nothing safer, and read with weights_only.
-            weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
-            folder = snapshot_download(base, revision=revision, allow_patterns=[*_FILES, weights])
-        else:
-            folder = snapshot_download(base, revision=revision, local_files_only=True)
+        with _only_our_voice():
+            folder = _download(base, revision, is_offline)
     except GatedRepoError as error:
         raise UserError("this model's licence must be accepted first", "model.base", base, todo=todo) from error
     except RepositoryNotFoundError as error:
         raise UserError("there is no such model on the Hub", "model.base", base, todo=todo) from error
     except Exception as error:  # the Hub's client lets its transport's errors through, which have no common root
-        try:  # a run whose model is here already goes on without the network
-            folder = snapshot_download(base, revision=revision, local_files_only=True)
-        except Exception:
-            got = f"{base} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            raise UserError("the model cannot be downloaded", "model.base", got, todo=todo) from error
+        raise _not_downloaded(base, is_offline, error) from error
     path = Path(folder)
     return describe(path, base, path.name)  # the snapshot folder is named after its commit
+
+
+def _download(base: str, revision: str | None, is_offline: bool) -> str:
+    """Return the folder of a model's snapshot; without the network one that is here already."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if is_offline:
+        return snapshot_download(base, revision=revision, local_files_only=True)
+    try:
+        names = HfApi().list_repo_files(base, revision=revision)
+        # A pickled state dict is fetched only when there is nothing safer, and read with weights_only.
+        weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
+        return snapshot_download(base, revision=revision, allow_patterns=[*_FILES, weights])
+    except RepositoryNotFoundError:
+        raise
+    except Exception as error:
+        try:  # a run whose model is here already goes on
+            return snapshot_download(base, revision=revision, local_files_only=True)
+        except Exception:
+            raise error from None
+
+
+def _not_downloaded(base: str, is_offline: bool, error: Exception) -> UserError:
+    """Say why a model did not come: forbidden, out of reach, or something else in the words of the Hub's client."""
+    place = "model.base"
+    if is_offline:
+        todo = "unset HF_HUB_OFFLINE, or write the path of a local folder in model.base"
+        return UserError("this model is not here, and HF_HUB_OFFLINE forbids to download it", place, base, todo=todo)
+    reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    # Answers of the Hub (HfHubHTTPError) and trouble with the disk are OSErrors; a transport's errors are not.
+    if isinstance(error, ConnectionError | TimeoutError) or not isinstance(error, OSError | ValueError):
+        what, todo = "the Hugging Face Hub cannot be reached", "check the network and its proxy (HTTPS_PROXY)"
+    else:
+        what, todo = "the model cannot be downloaded", "check the name, the revision and the room on the disk"
+    return UserError(what, place, f"{base} ({reason})", todo=f"{todo}, or write the path of a local folder there")
+
+
+@contextmanager
+def _only_our_voice() -> Iterator[None]:
+    """Silence what the Hub's client says of each attempt; the error that follows says it once."""
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+
+    before = get_verbosity()
+    set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        set_verbosity(before)
 
 
 def _license(folder: Path) -> str | None:
