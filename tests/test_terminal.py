@@ -214,9 +214,24 @@ def test_text_from_anywhere_cannot_command_the_terminal(inspection: Inspection) 
 def test_printing_goes_to_standard_output(inspection: Inspection, capsys: pytest.CaptureFixture[str]) -> None:
     print_inspection("general", inspection)
     out, err = capsys.readouterr()
-    assert out.startswith("general ")
+    assert out.startswith("general\n")
     assert err == ""
-    assert max(map(len, out.splitlines())) == 110
+    assert 100 < max(map(len, out.splitlines())) <= 110
+
+
+def test_a_pipe_is_as_wide_as_asked_for_and_lines_end_with_a_letter(
+    inspection: Inspection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def widest(columns: str) -> int:
+        monkeypatch.setenv("COLUMNS", columns)
+        print_inspection("general", inspection)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [line.rstrip() for line in lines]
+        return max(map(len, lines))
+
+    assert widest("80") <= 80 < widest("150") <= 150
+    assert 100 < widest("0") <= 110
+    assert 100 < widest("wide") <= 110
 
 
 def test_bars_and_shares() -> None:

@@ -1,5 +1,6 @@
 """What a person sees while and after a run: a live line, the closing tables, an error."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line is written this often."""
 _FILE_COLUMNS = 110
-"""Width of tables in a file or a pipe."""
+"""Width of tables in a file or a pipe, where the variable COLUMNS does not say another."""
 _ONE_LINE_COLUMNS = 68
 """What a bar with a long title, its percentage and the time left take."""
 
@@ -138,7 +139,7 @@ def print_summary(rows: "tuple[SummaryRow, ...]", title: str) -> None:
         table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for row in rows:
         table.add_row(row.name, row.before, row.after, row.change, row.interval, row.verdict)
-    _results().print(table)
+    _print_results(table)
 
 
 def print_scores(scores: "Sequence[tuple[str, Scores]]", as_json: bool) -> None:
@@ -177,38 +178,42 @@ def print_ledger(label: str, ledger: "Ledger") -> None:
     """Print a corpus's ledger: every document accounted for."""
     from onward.reporting.console import ledger_view
 
-    _results().print(ledger_view(f"{label} corpus", ledger))
+    _print_results(ledger_view(f"{label} corpus", ledger))
 
 
 def print_inspection(name: str, inspection: "Inspection") -> None:
     """Print what an inspection of a corpus found; readable from 80 columns on."""
     from onward.reporting.console import inspection_view
 
-    console = _results()
     for part in inspection_view(name, inspection):
-        console.print(part)
-        console.print()
+        _print_results(part, "")
 
 
 def print_plan(foresight: "Foresight") -> None:
     """Print what a run will need."""
     from onward.plan.view import plan_view
 
-    console = _results()
     for part in plan_view(foresight):
-        console.print(part)
-        console.print()
+        _print_results(part, "")
 
 
 def print_verification(found: "Verification") -> None:
     """Print how an interrupted training compares with one in peace."""
     from onward.verification.view import verification_view
 
-    console = _results()
     for part in verification_view(found):
-        console.print(part)
+        _print_results(part)
 
 
-def _results() -> Console:
-    """Return where results go: standard output."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+def _print_results(*parts: "RenderableType") -> None:
+    """Print to standard output, where results go; in a file or a pipe lines end with their last letter."""
+    columns = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() or (columns.isdecimal() and int(columns)) else _FILE_COLUMNS
+    console = Console(highlight=False, width=width)
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    sys.stdout.flush()
