@@ -19,7 +19,6 @@ from onward.plan.costs import (
     foresee_disk,
     foresee_evaluation,
     foresee_training,
-    gigabytes,
     pairs_of,
     utilisation,
 )
@@ -213,10 +212,3 @@ def test_free_room_is_that_of_the_nearest_folder_that_is_there(tmp_path: Path, m
     disk = foresee_disk(Training(), 100, [text()], scoring, folders, tmp_path / "x")
     assert asked == [tmp_path, tmp_path]
     assert disk.free == {str(tmp_path / "a/b"): 7, str(tmp_path): 7}
-
-
-@pytest.mark.parametrize(
-    ("size", "said"), [(1_500_000_000, "1.5 GB"), (999_999_999, "1 GB"), (12_345, "12 kB"), (2e12, "2 TB")]
-)
-def test_sizes_are_short(size: float, said: str) -> None:
-    assert gigabytes(size) == said

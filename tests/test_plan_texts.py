@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,9 @@ def test_sampled_text_is_foreseen_by_the_numbers_of_the_recipe(repository: Path,
     text, problems = foresee_text(preparation, "general", 1500, 1, Silent())
     assert problems == []
     assert (text.basis, text.tokens.value, text.sequences.value, text.passes.value) == ("to be sampled", 48_000, 750, 2)
-    assert (text.pairs_per_token, text.held_out_tokens) == (16, 16_000)
+    assert (text.pairs_per_token, text.held_out_tokens, text.kept_share) == (16, 16_000, 0.75)
+    text, _ = foresee_text(replace(preparation, wanted_tokens=32_000), "general", 1500, 1, Silent())
+    assert (text.tokens.value, text.passes.value) == (32_000, 3), "sampling ends with what is wanted"
 
 
 def test_a_text_of_which_nothing_is_kept_is_a_problem_with_a_way_out(tmp_path: Path, prepared_by: Any) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from onward.batches import plan_batches
 from onward.errors import UserError, UserErrors
+from onward.plan.costs import DISK_TOO_SMALL
 from onward.plan.estimate import rate_curve
 from onward.plan.figure import FILE, rate_picture, write_figure
 from onward.plan.foresight import (
@@ -98,6 +100,7 @@ def planned(training: Training | None = None) -> Foresight:
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
         replay_share="5%",
+        maximum_repetition=4.0,
         curve=rate_curve(training, batches.stage_steps),
         memory=MEMORY,
         timed=None,
@@ -131,11 +134,84 @@ def test_a_plan_is_readable_from_80_columns_on_and_says_it_all(width: int) -> No
     facts = ("124,635,456", "8 x h100", "which is not here", "989 TFLOP/s", "7,813", "5% general text", "87.3 %")
     facts += ("~1B", "900M to 1B", "0.95 to 1.06", "41,234", "950M", "part-0.jsonl.zst", "81 of 1,024", "400M", "3.21")
     facts += ("zero3, offload, recompute", "61 GB", "taken", "1.31", "12 days to 35 days", "120,000 to 350,000")
+    facts += ("989 TFLOP/s in bf16 (data sheet), 84.9 GB each", "memory: 80 GB usable of 84.9 GB on each GPU")
     facts += ("20 to 40 %", "5 min 00 s to 20 min 00 s", "123,274", "10.7 GB", "checkpoints 7.5 GB")
     missing = [fact for fact in facts if fact not in " ".join(said.split())]
     assert missing == []
     assert "\x1b" not in said
     assert "[bold]" in said
+
+
+def refused() -> Foresight:
+    """A plan that fails in every way that its tables show."""
+    short = replace(DOMAIN, sequences=Range(80_000, 100_000, 110_000), passes=Range(4.32, 4.75, 5.94))
+    perhaps = replace(GENERAL, sequences=Range(5_000, 6_000, 7_000), sequences_needed=25_000, passes=Range(3.6, 4.2, 5))
+    nothing = replace(MEMORY, strategies=(replace(MEMORY.strategies[0], peak_bytes=80_040_000_000),), chosen=None)
+    problems = (UserError("too short"), UserError("no room"), UserError(DISK_TOO_SMALL))
+    disk = replace(planned().disk, free={"/cache": 5_559_000_000})
+    here = replace(planned().machine, here=True)
+    return replace(
+        planned(), texts=(short, perhaps), memory=nothing, training=None, disk=disk, machine=here, problems=problems
+    )
+
+
+def test_what_speaks_against_a_run_is_marked_where_it_stands() -> None:
+    said = shown(refused())
+    words = " ".join(said.split())
+    assert "plan: paper [bold], which cannot work: 3 problems, at the end" in words
+    assert said.count("at most 4") == 2
+    assert "too little" in next(line for line in said.splitlines() if line.startswith("memory:"))
+    assert re.search("free +5.55 GB, too little", said)
+    assert "80.1 GB" in said, "it never reads like the 80 GB there are"
+    assert "learning rate" not in said, "nobody needs the curve of a run that cannot be"
+    assert len(said.splitlines()) < len(shown(planned()).splitlines())
+    colours = io.StringIO()
+    console = Console(file=colours, width=80, highlight=False, force_terminal=True, color_system="standard")
+    for part in plan_view(refused()):
+        console.print(part)
+    wrong, doubtful = (re.findall(rf"\x1b\[{code}m *([^\x1b]*?) *\x1b", colours.getvalue()) for code in ("1;31", "33"))
+    assert [words for words in wrong if words] == [
+        ", which cannot work: 3 problems, at the end",
+        "4.32 to 5.94",
+        "at most 4",
+        ", too little",
+        "80.1 GB",
+        "5.55 GB, too little",
+    ]
+    assert doubtful == ["at most 4"]
+
+
+def test_a_text_that_is_enough_is_not_marked() -> None:
+    assert "at most 4" not in shown(planned())
+    assert "too little" not in shown(planned())
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "said"),
+    [
+        ("cuda", 1, "memory: 80 GB usable of 84.9 GB"),
+        ("cuda", 2, "memory: 80 GB usable of 84.9 GB on each GPU"),
+        ("cpu", 1, "memory: 80 GB usable of 84.9 GB"),
+        ("cpu", 2, "memory: 80 GB usable for each of 2 processes"),
+    ],
+)
+def test_memory_is_that_of_one_device_or_process(kind: str, count: int, said: str) -> None:
+    foresight = replace(planned(), machine=replace(planned().machine, kind=kind, count=count))
+    assert said in [line.strip() for line in shown(foresight).splitlines()]
+
+
+def test_counts_of_tokens_are_short_everywhere() -> None:
+    texts = (replace(DOMAIN, tokens_needed=950_001_664), GENERAL)
+    said = shown(replace(planned(), texts=texts, stages=(2_772_992, 950_001_664), sequences_per_step=1387))
+    assert "2.77M" in said
+    assert "950M" in said
+    assert not re.search(r"\d{4,}[kMBT]|\.\d{3,}[kMBT]", said)
+
+
+def test_text_to_be_sampled_takes_a_time_that_is_not_foreseen() -> None:
+    sampled = replace(GENERAL, basis="to be sampled", kept_share=0.9, tokens=Range.exactly(90_000))
+    assert re.search("sample +100k tokens from the base model", shown(replace(planned(), texts=(DOMAIN, sampled))))
+    assert "from the base model" not in shown(planned())
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -241,7 +317,8 @@ def test_every_problem_is_raised_at_once() -> None:
 
 
 def test_times_and_ranges_are_written_for_people() -> None:
-    assert duration(45) == "45 s"
+    assert duration(45) == duration(0.1) == "under 1 min"
+    assert duration(61) == "1 min 01 s"
     assert duration(2 * 86_400) == "48 h 00 min"
     assert duration(9.4 * 86_400) == "9 days"
     assert span(Range.exactly(2.0), lambda value: f"{value:.1f}") == "2.0"

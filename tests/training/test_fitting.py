@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from onward.recipe import Training
 from onward.training import fitting
 from onward.training.fitting import (
     Choice,
+    amount,
     budget,
     candidates,
     choose,
@@ -162,7 +164,7 @@ def test_the_longest_sequences_that_would_fit_are_proposed(fits: int) -> None:
     with pytest.raises(UserError, match="does not fit") as met:
         chosen(least, hardware, sequence_tokens=8192)
     assert met.value.todo is not None
-    assert f"sequence_tokens: {fits}" in met.value.todo
+    assert f"set training.sequence_tokens to {fits}, or" in met.value.todo
     chosen(least, hardware, sequence_tokens=fits)
 
 
@@ -172,6 +174,63 @@ def test_a_model_that_never_fits_is_told_what_it_needs() -> None:
     assert met.value.todo is not None
     assert "smaller model" in met.value.todo
     assert "GB" in met.value.todo
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_memory_that_would_do_is_named_and_does(world: int) -> None:
+    hardware = replace(this_machine("cpu"), memory_bytes=64 * GIGA)
+
+    def weighed(memory: str, free_bytes: int = 50 * GIGA) -> Choice:
+        settings = training(memory=memory)
+        return choose(
+            settings,
+            shape(),
+            hardware=hardware,
+            world=world,
+            rows_per_rank=32,
+            precision="bf16",
+            budget_bytes=budget(settings.memory, hardware, free_bytes, world),
+            free_bytes=free_bytes,
+        )
+
+    with pytest.raises(UserError) as met:
+        weighed("1500MB")
+    expected = f"at most {['1.5 GB', '750 MB'][world - 1]} for one process, by training.memory"
+    assert met.value.expected == expected
+    named = re.search(r"raise training\.memory to ([\d.]+[MG]B), or", str(met.value.todo))
+    assert named is not None, met.value.todo
+    weighed(named[1])
+    with pytest.raises(UserError) as full:
+        weighed("1500MB", 2 * GIGA)
+    assert "training.memory to" not in str(full.value.todo), "there is not so much"
+    with pytest.raises(UserError, match="does not fit") as free:
+        weighed("40GB", GIGA)
+    assert str(free.value.expected).endswith("for one process, all that is free")
+
+
+def test_what_is_needed_never_reads_like_what_there_is() -> None:
+    hardware = replace(this_machine("cpu"), memory_bytes=64 * GIGA)
+    least = min(option.use.total for option in chosen(60 * GIGA, hardware).table)
+    chosen(least, hardware)
+    with pytest.raises(UserError) as met:
+        chosen(least - 1, hardware)
+    assert met.value.got == f"{amount(least, 'up')} at the least"
+    assert amount(least, "up") not in str(met.value.expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (1_500_000_000, ("1.5 GB", "1.5 GB", "1.5 GB")),
+        (999_999_999, ("1 GB", "1 GB", "999 MB")),
+        (12_345, ("12 kB", "12 kB", "12 kB")),
+        (2e12, ("2 TB", "2 TB", "2 TB")),
+        (701_234_567, ("701 MB", "702 MB", "701 MB")),
+        (84_933_017_600, ("84.9 GB", "85 GB", "84.9 GB")),
+    ],
+)
+def test_amounts_have_three_digits(size: float, said: tuple[str, str, str]) -> None:
+    assert (amount(size), amount(size, "up"), amount(size, "down")) == said
 
 
 @pytest.mark.parametrize(

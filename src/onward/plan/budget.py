@@ -2,6 +2,7 @@
 
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Literal
@@ -12,7 +13,9 @@ from onward.errors import UserError, UserErrors
 from onward.model.mobilellm import is_mobilellm
 from onward.model.source import ModelSource
 from onward.model.tokenizer import LoadedTokenizer
+from onward.plan.foresight import Range
 from onward.recipe import Corpus, Evaluation, Recipe, Training, format_tokens
+from onward.reporting.drawing import token_text
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
     needed_domain, needed_general = batches.needed_sequences()
     available_domain = domain.ledger.sequences
     available_general = general.ledger.sequences if general is not None else 0
-    _check_repetition(recipe.training, batches, available_domain, available_general)
+    _check_repetition(recipe.training, batches, {"domain": available_domain, "general": available_general})
     replay = recipe.training.forgetting.replay
     return Plan(
         stages=recipe.training.stages,
@@ -115,48 +118,78 @@ def checkpoint_bytes(training: Training, parameters: int) -> tuple[int, int]:
 def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:
     """Refuse a budget larger than the domain text allows before general text is sampled for it, which takes longest."""
     batches = plan_batches(recipe.training, recipe.seed)
-    enough = ceil(batches.needed_sequences()[1] / recipe.training.maximum_repetition)
-    _check_repetition(recipe.training, batches, domain.ledger.sequences, enough)
+    _check_repetition(recipe.training, batches, {"domain": domain.ledger.sequences})
 
 
-def _check_repetition(training: Training, batches: BatchPlan, domain: int, general: int) -> None:
-    problems = [too_often("domain", domain, training, batches), too_often("general", general, training, batches)]
-    found = [problem for problem in problems if problem is not None]
+def _check_repetition(training: Training, batches: BatchPlan, sequences: Mapping[str, int]) -> None:
+    texts = {role: Supply(Range.exactly(number), "prepared") for role, number in sequences.items()}
+    found = too_short(texts, training, batches)
     if len(found) == 1:
         raise found[0]
     if found:
         raise UserErrors("both texts are too short for this run", found)
 
 
-def too_often(
-    role: str,
-    available: int,
-    training: Training,
-    batches: BatchPlan,
-    basis: Literal["prepared", "at most, by a sample"] = "prepared",
-) -> UserError | None:
-    """Return what is wrong when a run passes over its text more often than the cap, with the budget that would work.
+@dataclass(frozen=True)
+class Supply:
+    """The packed sequences that a text gives, and how their number is known."""
 
-    role: domain or general. available: packed sequences. basis: how their number is known.
+    sequences: Range
+    basis: Literal["prepared", "at most, by a sample"]
+
+
+def passes_too_often(sequences_needed: int, sequences: Range, cap: float) -> bool:
+    """Whether a text is passed over more often than the cap even where it has as many sequences as it may have."""
+    return sequences_needed > cap * floor(sequences.high)
+
+
+def too_short(texts: Mapping[str, Supply], training: Training, batches: BatchPlan) -> list[UserError]:
+    """Return what is wrong when a run passes over a text more often than the cap, with the budget that would work.
+
+    texts: by role, domain or general. The budget is the one that works for all of them.
     """
-    place = ("domain", "general").index(role)
-    cap, length = training.maximum_repetition, batches.sequence_tokens
+    cap, length, problems = training.maximum_repetition, batches.sequence_tokens, []
+    todo = f"add text, {_shorter(texts, training, batches)}or raise training.maximum_repetition"
+    for role, text in texts.items():
+        wanted, available = batches.needed_sequences()[_place(role)], floor(text.sequences.high)
+        if passes_too_often(wanted, text.sequences, cap):
+            needed = f"{token_text(wanted * length)} tokens needed from {token_text(available * length)} {text.basis}"
+            problem = UserError(
+                "the token budget is larger than the text allows",
+                f"training.stages, {'corpus' if role == 'domain' else role}",
+                f"{needed}: {wanted / max(available, 1):.1f} repetitions",
+                f"at most {cap:g} repetitions",
+                todo,
+            )
+            problems.append(problem)
+    return problems
 
-    def needed(steps: int) -> int:
-        return batches.needed_sequences(steps)[place]
 
-    wanted = needed(batches.total_steps)
-    if wanted <= cap * available:
-        return None
-    # The longest run that works, in whole steps: a budget between two steps is rounded up to the next.
-    steps = bisect_right(range(batches.total_steps), cap * available, key=needed) - 1
-    possible = steps * batches.step_tokens
-    shorter = f"end the last stage at {format_tokens(possible)} or less, " if possible >= training.batch_tokens else ""
-    return UserError(
-        "the token budget is larger than the text allows",
-        f"training.stages, {'corpus' if role == 'domain' else role}",
-        f"{format_tokens(wanted * length)} tokens needed from {format_tokens(available * length)} {basis}: "
-        f"{wanted / max(available, 1):.1f} repetitions",
-        f"at most {cap:g} repetitions",
-        f"add text, {shorter}or raise training.maximum_repetition",
-    )
+def _shorter(texts: Mapping[str, Supply], training: Training, batches: BatchPlan) -> str:
+    """Name the longest run that works with every text, in whole steps; empty where none does."""
+
+    def is_too_long(steps: int) -> bool:
+        needed = batches.needed_sequences(steps)
+        cap = training.maximum_repetition
+        return any(needed[_place(role)] > cap * floor(text.sequences.low) for role, text in texts.items())
+
+    # A budget between two steps is rounded up to the next.
+    steps = bisect_right(range(batches.total_steps), False, key=is_too_long) - 1
+    if steps < 1:
+        return ""
+    budget = round_budget(steps * batches.step_tokens, training)
+    end = -(-budget // batches.step_tokens)
+    before = [tokens for tokens in training.stages if -(-tokens // batches.step_tokens) < end]
+    stages = ", ".join(format_tokens(tokens) for tokens in (*before, budget))
+    return f"end the last stage at {format_tokens(budget)} or less (training.stages: [{stages}]), "
+
+
+def round_budget(tokens: int, training: Training) -> int:
+    """Round a budget down to three digits, where it then still is at least a step of the run."""
+    unit = 10 ** max(0, len(str(tokens)) - 3)
+    rounded = tokens // unit * unit
+    return rounded if rounded >= training.batch_tokens else tokens
+
+
+def _place(role: str) -> int:
+    return ("domain", "general").index(role)

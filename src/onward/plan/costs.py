@@ -26,6 +26,7 @@ from onward.plan.foresight import (
     TrainingForesight,
 )
 from onward.recipe import Evaluation, Training
+from onward.training.fitting import amount
 from onward.training.hardware import Hardware
 from onward.training.strategy import Sharding, Strategy
 
@@ -59,6 +60,7 @@ SCORING = Range(0.15, 0.40, 0.70)
 SETTING_UP_SECONDS, REQUEST_SECONDS = Range(2.0, 5.0, 15.0), Range(2e-4, 4e-4, 8e-4)
 """Of scoring one model: to load it; to build, tokenise and record a request. lm-eval's prompts for the 123,274
 requests of the seven tasks take 50 s (`tasks.questions`)."""
+DISK_TOO_SMALL = "the disk is too small for this run"
 MEASURED_ERROR = 0.15
 """A few steps differ from thousands: clocks, other processes, longer documents."""
 
@@ -225,20 +227,10 @@ def disk_problems(disk: DiskForesight, folders: Folders) -> list[UserError]:
     for size, places in needed.values():
         free = disk.free[places[0]]
         if size > free:
-            got, expected = f"{gigabytes(free)} free", f"about {gigabytes(size)}"
-            todo = (
-                f"free {gigabytes(size - free)}, lower training.keep_checkpoints, or write elsewhere (--cache, --runs)"
-            )
-            problems.append(UserError("the disk is too small for this run", " and ".join(places), got, expected, todo))
+            got, expected = f"{amount(free)} free", f"about {amount(size)}"
+            todo = f"free {amount(size - free)}, lower training.keep_checkpoints, or write elsewhere (--cache, --runs)"
+            problems.append(UserError(DISK_TOO_SMALL, " and ".join(places), got, expected, todo))
     return problems
-
-
-def gigabytes(size: float) -> str:
-    """Write an amount of memory or disk: `1.5 GB`, `320 MB`, `12 kB`."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if size >= unit * 0.9995:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 1e3:.0f} kB"
 
 
 def _existing(folder: Path) -> Path:

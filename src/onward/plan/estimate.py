@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from typing import Literal
 
 from onward.artifact import Folders
 from onward.batches import BatchPlan, plan_batches
@@ -11,7 +10,7 @@ from onward.corpus.preparation import Preparation
 from onward.errors import UserError
 from onward.model.shape import ModelShape, read_shape
 from onward.model.source import ModelSource
-from onward.plan.budget import too_often
+from onward.plan.budget import Supply, round_budget, too_short
 from onward.plan.costs import (
     disk_problems,
     foresee_disk,
@@ -99,6 +98,7 @@ def foresee(
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
         replay_share=None if replay is None else format_share(replay),
+        maximum_repetition=recipe.training.maximum_repetition,
         curve=rate_curve(recipe.training, batches.stage_steps),
         memory=memory,
         timed=timed,
@@ -108,7 +108,7 @@ def foresee(
         notes=(),
         problems=tuple(problems),
     )
-    return replace(foresight, notes=(*_text_notes(texts, recipe), *_machine_notes(foresight, shape)))
+    return replace(foresight, notes=(*_text_notes(texts, recipe), *_machine_notes(foresight, shape, recipe.training)))
 
 
 def _texts(
@@ -119,18 +119,16 @@ def _texts(
     progress: Progress,
 ) -> tuple[list[TextForesight], list[UserError]]:
     """Look at every corpus, and at whether it is enough; sampled text is made to measure unless the recipe fixes it."""
-    texts, problems = [], []
+    texts: list[TextForesight] = []
+    problems: list[UserError] = []
+    supplies: dict[str, Supply] = {}
     for (role, preparation), needed in zip(preparations.items(), batches.needed_sequences(), strict=False):
         text, found = foresee_text(preparation, role, needed, workers, progress)
         texts.append(text)
         problems += found
         if not found:
-            basis: Literal["prepared", "at most, by a sample"] = (
-                "prepared" if text.basis == "prepared" else "at most, by a sample"
-            )
-            problem = too_often(role, floor(text.sequences.high), training, batches, basis)
-            problems += [] if problem is None else [problem]
-    return texts, problems
+            supplies[role] = Supply(text.sequences, "prepared" if text.basis == "prepared" else "at most, by a sample")
+    return texts, problems + too_short(supplies, training, batches)
 
 
 def rate_curve(training: Training, stage_steps: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
@@ -194,13 +192,14 @@ def _text_notes(texts: list[TextForesight], recipe: Recipe) -> list[str]:
     return notes
 
 
-def _machine_notes(foresight: Foresight, shape: ModelShape) -> list[str]:
+def _machine_notes(foresight: Foresight, shape: ModelShape, settings: Training) -> list[str]:
     notes, machine, training = [], foresight.machine, foresight.training
     if machine.here and machine.kind == "cuda" and count_gpus() > machine.count:
         notes.append(f"this machine has {count_gpus()} GPUs; planned for {machine.count} (--gpus)")
     if training is not None and machine.kind == "cpu" and training.seconds.value > _LONG_SECONDS:
         night = foresight.step_tokens * floor(_NIGHT_SECONDS / training.seconds.value * foresight.steps[-1])
-        pilot = f"; a pilot of {format_tokens(night)} tokens takes a night (training.stages)" if night else ""
+        budget = format_tokens(round_budget(night, settings))
+        pilot = f"; a pilot of {budget} tokens takes a night (training.stages)" if night else ""
         notes.append(
             f"there is no GPU here, and without one training takes about {format_seconds(training.seconds.value)}; "
             f"`--hardware h100` says what one would take{pilot}"

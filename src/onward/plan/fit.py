@@ -31,6 +31,7 @@ def foresee_memory(
             rows_per_rank=rows,
             precision=precision,
             budget_bytes=limit,
+            free_bytes=free,
         )
     except UserError as problem:
         return MemoryForesight(limit, _hopeless(training, shape, hardware, precision, batches, rows), None), problem
@@ -53,6 +54,7 @@ def _hopeless(
                 world=hardware.count,
                 kind=hardware.kind,
                 precision=precision,
+                micro_batches=-(-rows // strategy.micro_batch),
             ),
         )
         for strategy in candidates(training, shape, kind=hardware.kind, world=hardware.count, rows_per_rank=rows)

@@ -65,11 +65,11 @@ class TextForesight:
     """What a corpus gives and what the run asks of it.
 
     role: domain or general. basis: prepared (exact), estimated (from a sample of the files), or to be sampled (by the
-    base model). documents, tokens: kept, up to the wanted tokens. kept_share: of the text's bytes. sequences: packed.
-    passes: how often training reads it. pairs_per_token: causal pairs of positions over tokens, the mean length a
-    position looks back over, itself included. losses: what drops most documents, in words. prepare_seconds: None where
-    nothing is left to prepare, or its time is not known. disk_bytes: what is still to be written. held_out_tokens: of
-    the text that may be scored.
+    base model). documents, tokens: kept, up to the wanted tokens. kept_share: of the text's bytes; of text to be
+    sampled what is not held out. sequences: packed. passes: how often training reads it. pairs_per_token: causal pairs
+    of positions over tokens, the mean length a position looks back over, itself included. losses: what drops most
+    documents, in words. prepare_seconds: None where nothing is left to prepare, or its time is not known. disk_bytes:
+    what is still to be written. held_out_tokens: of the text that may be scored.
     """
 
     role: str
@@ -190,9 +190,9 @@ class DiskForesight:
 class Foresight:
     """All that is foreseen of a run.
 
-    stages: cumulative tokens, steps: cumulative. curve: (step, learning rate), every border of a stage among them.
-    memory, training, evaluation: None where nothing can be said, which `problems` or `notes` explain. problems: what
-    makes the run impossible, each with a way out.
+    stages: cumulative tokens, steps: cumulative. maximum_repetition: most passes over a text. curve: (step, learning
+    rate), every border of a stage among them. memory, training, evaluation: None where nothing can be said, which
+    `problems` or `notes` explain. problems: what makes the run impossible, each with a way out.
     """
 
     name: str
@@ -205,6 +205,7 @@ class Foresight:
     sequence_tokens: int
     sequences_per_step: int
     replay_share: str | None
+    maximum_repetition: float
     curve: tuple[tuple[int, float], ...]
     memory: MemoryForesight | None
     timed: Timed | None

@@ -129,6 +129,8 @@ def _to_be_sampled(preparation: Preparation, role: str, needed: int) -> TextFore
     assert section.tokens is not None, "the pipeline gives an open budget its number"
     share = 0.0 if preparation.held_out else float(preparation.corpus.held_out.share)
     tokens, length = section.tokens * (1 - share), preparation.sequence_tokens
+    if preparation.wanted_tokens is not None:  # sampling ends when these are there
+        tokens = min(tokens, float(preparation.wanted_tokens))
     sequences = Range.exactly(tokens / length)
     piece = min(section.document_tokens, length)
     return TextForesight(
@@ -138,7 +140,7 @@ def _to_be_sampled(preparation: Preparation, role: str, needed: int) -> TextFore
         sampled_documents=0,
         documents=Range.exactly(ceil(tokens / section.document_tokens)),
         tokens=Range.exactly(tokens),
-        kept_share=1.0,
+        kept_share=1 - share,
         bytes_per_token=0.0,
         sequences=sequences,
         sequences_needed=needed,

@@ -8,36 +8,46 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onward.plan.costs import gigabytes
-from onward.plan.foresight import Foresight, MemoryForesight, Range, StrategyForesight, TextForesight
-from onward.recipe import format_seconds, format_tokens
+from onward.plan.budget import passes_too_often
+from onward.plan.costs import DISK_TOO_SMALL
+from onward.plan.foresight import Foresight, Machine, MemoryForesight, Range, StrategyForesight, TextForesight
+from onward.recipe import format_seconds
 from onward.reporting.console import common_folder, percent, screened
 from onward.reporting.drawing import token_text
 from onward.reporting.figures import rate_text
+from onward.training.fitting import amount
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _CURVE_WIDTH, _CURVE_HEIGHT = 64, 6
 _SHOWN_SOURCES, _SHOWN_STRATEGIES = 12, 6
 _DAY_SECONDS = 86_400.0
+_WRONG, _DOUBTFUL = "bold red", "yellow"
 
 
 def plan_view(foresight: Foresight) -> Iterator[RenderableType]:
-    """Yield the parts of a plan in reading order, each to be set apart by an empty line."""
+    """Yield the parts of a plan in reading order, each to be set apart by an empty line.
+
+    What speaks against the run is marked where it stands; the problems themselves are for the caller to print last. A
+    run that cannot work needs no learning rate, which is left out.
+    """
     yield _facts_view(foresight)
-    yield _texts_view(foresight.texts)
+    yield _texts_view(foresight.texts, foresight.maximum_repetition)
     if any(len(text.sources) > 1 for text in foresight.texts):
         yield _sources_view(foresight.texts)
     yield _stages_view(foresight)
-    yield curve_view(foresight)
+    if not foresight.problems:
+        yield curve_view(foresight)
     if foresight.memory is not None:
-        yield _memory_view(foresight.memory)
+        yield _memory_view(foresight.memory, foresight.machine)
     yield _costs_view(foresight)
     if foresight.notes:
         yield Group(*(_note(note) for note in foresight.notes))
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people plan with it: `45 s`, `3 h 20 min`, `9 days`."""
+    """Write a time as people plan with it: `under 1 min`, `3 h 20 min`, `9 days`."""
+    if seconds < 60:
+        return "under 1 min"
     return format_seconds(seconds) if seconds < 3 * _DAY_SECONDS else f"{seconds / _DAY_SECONDS:,.0f} days"
 
 
@@ -85,33 +95,48 @@ def _columns(curve: Sequence[tuple[int, float]], total: int, width: int) -> list
 
 def _facts_view(foresight: Foresight) -> RenderableType:
     machine = foresight.machine
-    several = f"{machine.count} x " if machine.count > 1 else ""
+    several, each = (f"{machine.count} x ", " each") if machine.count > 1 else ("", "")
     where = "" if machine.here else ", which is not here"
     rate = f"{machine.peak_flops / 1e12:.3g} TFLOP/s in {machine.precision} ({machine.peak_from})"
-    room = "" if machine.memory_bytes is None else f", {gigabytes(machine.memory_bytes)}"
+    room = "" if machine.memory_bytes is None else f", {amount(machine.memory_bytes)}"
+    room += each if machine.kind == "cuda" else ""  # processes share the memory
     rows = [
         ("model", f"{foresight.model}, {foresight.parameters:,} parameters"),
         ("machine", f"{several}{machine.name}{where}: {rate}{room}"),
         ("steps", f"{foresight.steps[-1]:,} of {foresight.sequences_per_step:,} sequences of "
-                  f"{foresight.sequence_tokens:,} tokens ({format_tokens(foresight.step_tokens)})"),
+                  f"{foresight.sequence_tokens:,} tokens ({token_text(foresight.step_tokens)})"),
         ("replay", "none" if foresight.replay_share is None else f"{foresight.replay_share} general text"),
     ]  # fmt: skip
-    return Group(Text(f"plan: {screened(foresight.name)}", style="bold"), _grid(rows))
+    title = Text.assemble((f"plan: {screened(foresight.name)}", "bold"))
+    number = len(foresight.problems)
+    if number:
+        title.append(f", which cannot work: {number} problem{'s' if number > 1 else ''}, at the end", _WRONG)
+    return Group(title, _grid(rows))
 
 
-def _texts_view(texts: Sequence[TextForesight]) -> RenderableType:
+def _texts_view(texts: Sequence[TextForesight], cap: float) -> RenderableType:
     table = _table("text", ("", "documents", "kept", "tokens", "needed", "passes"))
     for text in texts:
         table.add_row(
             Text.assemble(text.role, (f"\n{text.basis}", "dim")),
             _amount(text.documents, _count),
-            percent(text.kept_share, 1),
+            Text(percent(text.kept_share, 1), _WRONG if not text.kept_share else ""),
             _amount(text.tokens),
             token_text(text.tokens_needed),
-            span(text.passes, lambda passes: f"{passes:.2f}"),
+            _passes(text, cap),
         )
     dropped = [_note(f"{text.role}: {'; '.join(text.losses)}") for text in texts if text.losses]
     return Group(table, *dropped)
+
+
+def _passes(text: TextForesight, cap: float) -> Text:
+    """Write how often a text is read, with the cap below where that is, or may be, too often."""
+    shown = span(text.passes, lambda passes: f"{passes:.2f}") if text.sequences.low else "?"
+    if passes_too_often(text.sequences_needed, text.sequences, cap):
+        return Text(f"{shown}\nat most {cap:g}", _WRONG)
+    if text.passes.high > cap:
+        return Text.assemble(shown, (f"\nat most {cap:g}", _DOUBTFUL))
+    return Text(shown)
 
 
 def _sources_view(texts: Sequence[TextForesight]) -> RenderableType:
@@ -131,13 +156,15 @@ def _stages_view(foresight: Foresight) -> RenderableType:
         seconds = None if foresight.training is None else foresight.training.stage_seconds[number]
         after = "" if seconds is None else span(seconds, duration)
         ratio = f"{tokens / foresight.parameters:.3g}"
-        table.add_row(f"stage {number + 1}", format_tokens(tokens), f"{steps:,}", ratio, after)
+        table.add_row(f"stage {number + 1}", token_text(tokens), f"{steps:,}", ratio, after)
     return table
 
 
-def _memory_view(memory: MemoryForesight) -> RenderableType:
-    title = f"memory: {gigabytes(memory.budget_bytes)} for one device"
-    table = _table(title, ("", "rows", "chunk", "peak", "fits", "time", ""))
+def _memory_view(memory: MemoryForesight, machine: Machine) -> RenderableType:
+    title = Text.assemble((f"memory: {_room(memory, machine)}", "bold"))
+    if memory.chosen is None:
+        title.append(", too little", _WRONG)
+    table = _table(None, ("", "rows", "chunk", "peak", "fits", "time", ""))  # a table's title is as narrow as the table
     shown = list(memory.strategies[:_SHOWN_STRATEGIES])
     if memory.chosen is not None and memory.chosen >= _SHOWN_STRATEGIES:
         shown.append(memory.strategies[memory.chosen])
@@ -148,7 +175,8 @@ def _memory_view(memory: MemoryForesight) -> RenderableType:
             _plain(_named(option)),
             f"{strategy.micro_batch:,}",
             f"{strategy.loss_chunk:,}",
-            gigabytes(option.peak_bytes),
+            # Rounded away from the limit, so that what does not fit never reads like what there is.
+            Text(amount(option.peak_bytes, "down" if option.fits else "up"), _WRONG if memory.chosen is None else ""),
             "yes" if option.fits else "no",
             f"{option.relative_time:.2f}",
             "taken" if chosen else "",
@@ -156,8 +184,17 @@ def _memory_view(memory: MemoryForesight) -> RenderableType:
         )
     taken = memory.strategies[memory.chosen or 0]
     largest = sorted(taken.parts.items(), key=lambda part: -part[1])
-    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in largest if size >= 0.01 * taken.peak_bytes)
-    return Group(table, _note(f"rows: sequences per forward pass; of the peak: {parts}"))
+    parts = ", ".join(f"{name} {amount(size)}" for name, size in largest if size >= 0.01 * taken.peak_bytes)
+    return Group(title, table, _note(f"rows: sequences per forward pass; of the peak: {parts}"))
+
+
+def _room(memory: MemoryForesight, machine: Machine) -> str:
+    """Say what one device or process may use, and of what: `77.7 GB usable of 84.9 GB on each GPU`."""
+    usable = f"{amount(memory.budget_bytes, 'down')} usable"
+    of = "" if machine.memory_bytes is None else f" of {amount(machine.memory_bytes)}"
+    if machine.count == 1:
+        return f"{usable}{of}"
+    return f"{usable}{of} on each GPU" if machine.kind == "cuda" else f"{usable} for each of {machine.count} processes"
 
 
 def _named(option: StrategyForesight) -> str:
@@ -178,29 +215,34 @@ def _named(option: StrategyForesight) -> str:
 
 def _costs_view(foresight: Foresight) -> RenderableType:
     training, evaluation, disk = foresight.training, foresight.evaluation, foresight.disk
-    rows = []
+    rows: list[tuple[str, str | Text]] = []
     prepare = [text.prepare_seconds for text in foresight.texts if text.prepare_seconds is not None]
     if prepare:
         total = Range.exactly(0.0)
         for seconds in prepare:
             total = total.plus(seconds)
         rows.append(("prepare", span(total, duration)))
+    sampled = sum(text.tokens.value / text.kept_share for text in foresight.texts if text.basis == "to be sampled")
+    if sampled:
+        rows.append(("sample", f"{token_text(sampled)} tokens from the base model, which takes a time of its own"))
     if training is not None:
         rate = span(training.tokens_per_second, lambda value: f"{_rounded(value):,}")
         share = span(training.utilisation, lambda value: f"{100 * value:.0f}")
         rows.append(("train", f"{span(training.seconds, duration)}, {training.basis}"))
         rows.append(("", f"{rate} tokens/s, {share} % of the peak"))
     if foresight.timed is not None:
-        rows.append(("", f"peak memory measured: {gigabytes(foresight.timed.peak_bytes)}"))
+        rows.append(("", f"peak memory measured: {amount(foresight.timed.peak_bytes)}"))
     scored = (
         f"{evaluation.models} models, each {evaluation.requests:,} requests, {token_text(evaluation.tokens)} tokens"
     )
     rows.append(("score", f"{span(evaluation.seconds, duration)}: {scored}"))
     parts = {"corpora": disk.corpora, "checkpoints": disk.checkpoints, "models": disk.models, "scores": disk.scores}
-    written = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size >= 1e3)
-    rows.append(("disk", f"{gigabytes(disk.total)}: {written}"))
+    written = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size >= 1e3)
+    rows.append(("disk", f"{amount(disk.total)}: {written}"))
     if foresight.machine.here:
-        rows.append(("free", ", ".join(sorted({gigabytes(size) for size in disk.free.values()}))))
+        free = ", ".join(sorted({amount(size, "down") for size in disk.free.values()}))
+        is_short = any(problem.what == DISK_TOO_SMALL for problem in foresight.problems)
+        rows.append(("free", Text(f"{free}, too little", _WRONG) if is_short else free))
     return Group(Text("costs", style="bold"), _grid(rows))
 
 
@@ -220,18 +262,18 @@ def _amount(value: Range, form: Callable[[float], str] = token_text) -> Text:
     return Text.assemble(f"~{form(value.value)}", (f"\n{span(value, form)}", "dim"))
 
 
-def _table(title: str, headers: Sequence[str]) -> Table:
-    table = Table(title=screened(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _table(title: str | None, headers: Sequence[str]) -> Table:
+    table = Table(title=title and screened(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
         to_left = place == 0 or (not header and place == len(headers) - 1)
         table.add_column(header, justify="left" if to_left else "right", no_wrap=place > 0, overflow="fold")
     return table
 
 
-def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+def _grid(rows: Sequence[tuple[str, str | Text]]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
-        grid.add_row(Text(f" {name}", style="dim"), _plain(value))
+        grid.add_row(Text(f" {name}", style="dim"), _plain(value) if isinstance(value, str) else value)
     return grid
 
 

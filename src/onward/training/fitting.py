@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,11 +136,12 @@ def choose(
     compiled: bool | None = None,
     factor: float = 1.0,
     baseline_bytes: int | None = None,
+    free_bytes: int | None = None,
 ) -> Choice:
     """Return the fastest strategy that fits into `budget_bytes` per rank, with all that were weighed.
 
-    factor: a probe's correction of the prediction (`memory.correction`). Raises UserError when nothing fits, with what
-    would.
+    factor: a probe's correction of the prediction (`memory.correction`). free_bytes: what `budget_bytes` was made of
+    (`budget`); None: what the hardware has. Raises UserError when nothing fits, with what would.
     """
 
     def weigh(settings: Training) -> list[Option]:
@@ -164,36 +166,63 @@ def choose(
     for option in table:
         if option.fits:
             return Choice(option.strategy, option.use, budget_bytes, table)
-    raise UserError(
+    most = budget("auto", replace(hardware, count=1), free_bytes)
+    raise _refusal(training, weigh, "GPU" if hardware.kind == "cuda" else "process", world, budget_bytes, most)
+
+
+def _refusal(
+    training: Training,
+    weigh: Callable[[Training], list[Option]],
+    one: Literal["GPU", "process"],
+    world: int,
+    budget_bytes: int,
+    most_bytes: int,
+) -> UserError:
+    """Say what a step needs at the least and what would fit; most_bytes: what training.memory can be raised to."""
+    by = 1 if one == "GPU" else world  # processes share what the machine gives
+    is_fixed = training.memory != "auto" and training.memory // by <= budget_bytes
+    limit = "by training.memory" if is_fixed else "all that is free"
+    needed, ways = _least(weigh(training)), _ways_out(training, weigh, budget_bytes)
+    if is_fixed and needed * by <= most_bytes:
+        ways = f"raise training.memory to {amount(needed * by, 'up').replace(' ', '')}, or {ways}"
+    return UserError(
         "the training step does not fit into the memory",
         "training.memory",
-        f"{_gigabytes(_least(options))} at the least",
-        f"{_gigabytes(budget_bytes)} for one {'GPU' if hardware.kind == 'cuda' else 'process'}",
-        _way_out(training, weigh, budget_bytes),
+        # Need is rounded up and room down, so that the two never read the same.
+        f"{amount(needed, 'up')} at the least",
+        f"at most {amount(budget_bytes, 'down')} for one {one}, {limit}",
+        ways,
     )
 
 
-def _way_out(training: Training, weigh: Callable[[Training], list[Option]], budget_bytes: int) -> str:
+def _ways_out(training: Training, weigh: Callable[[Training], list[Option]], budget_bytes: int) -> str:
     """Say what would fit: fixed knobs left to choose, else shorter sequences too, else how much memory is needed."""
-    fixed = [name for name in _KNOBS if getattr(training, name) != "auto"]
-    free = training.model_copy(update=dict.fromkeys(fixed, "auto"))
+    fixed = [f"training.{name}" for name in _KNOBS if getattr(training, name) != "auto"]
+    free = training.model_copy(update=dict.fromkeys(_KNOBS, "auto"))
     if fixed and any(option.fits for option in weigh(free)):
-        return f"set {' and '.join(f'training.{name}' for name in fixed)} to auto"
-    also = " with every knob at auto" if fixed else ""
+        return f"set {' and '.join(fixed)} to auto"
+    also = f" and {' and '.join(fixed)} to auto" if fixed else ""
     tokens = training.sequence_tokens // 2
     while tokens >= _LEAST_SEQUENCE:
         if any(option.fits for option in weigh(free.model_copy(update={"sequence_tokens": tokens}))):
-            return f"training.sequence_tokens: {tokens} would fit{also}; or use a smaller model"
+            return f"set training.sequence_tokens to {tokens}{also}, or use a smaller model"
         tokens //= 2
-    return f"a smaller model, or a device that gives {_gigabytes(_least(weigh(free)))} and more"
+    return f"use a smaller model, or a device that gives {amount(_least(weigh(free)), 'up')} and more"
 
 
 def _least(options: list[Option]) -> int:
     return min(option.use.total for option in options)
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def amount(size: float, rounded: Literal["up", "down"] | None = None) -> str:
+    """Write an amount of memory or disk in three digits: `1.5 GB`, `320 MB`, `12 kB`; rounded: None for the nearest."""
+    if rounded is not None:
+        unit = 10 ** max(0, len(str(int(size))) - 3)
+        size = (ceil if rounded == "up" else floor)(size / unit) * unit
+    for scale, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= scale * 0.9995:
+            return f"{size / scale:.3g} {name}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def smaller(strategy: Strategy, training: Training, *, kind: Kind, world: int) -> Strategy | None:
