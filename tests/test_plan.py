@@ -1,20 +1,26 @@
 """The plan of a whole recipe: what it foresees, what it measures, what it refuses, each with a way out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 import small_run
 from onward.artifact import read_manifest
+from onward.cli import app
 from onward.corpus.preparation import Preparation, plan_preparation
 from onward.corpus.prepare import make
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe
 from onward.model.tokenizer import read_tokenizer
 from onward.plan import Foresight, foresee, plan_run, wanted_tokens
-from onward.recipe import Recipe
+from onward.plan.budget import round_budget
+from onward.recipe import Recipe, Training
+from onward.recipe.quantities import parse_tokens
 from onward.training import hardware as machines
 
 PEAK = 1e11
@@ -154,6 +160,64 @@ def test_the_budget_that_would_work_is_named_and_works(place: Path) -> None:
     budget = str(problem.todo).split("end the last stage at ")[1].split(" or less")[0]
     shorter = foreseen(place, general=None, training__forgetting={"replay": None}, training__stages=[budget])
     assert shorter.problems == ()
+
+
+def test_two_short_texts_name_the_one_budget_that_works_for_both(place: Path) -> None:
+    small_run.write_texts(place / "general.jsonl", 2, seed=2)
+    changes: dict[str, Any] = {"general__held_out": {"sources": [{"path": str(place / "domain.jsonl")}]}}
+    problems = foreseen(place, training__stages=[1920, 1_000_000], **changes).problems
+    assert [str(problem.where).split(", ")[1] for problem in problems] == ["corpus", "general"]
+    (named,) = {re.search(r"at (\S+) or less \(training.stages: \[(.*?)\]\)", str(p.todo)).groups() for p in problems}  # type: ignore[union-attr]
+    assert named[1] == f"1.92k, {named[0]}"
+    assert foreseen(place, training__stages=named[1].split(", "), **changes).problems == ()
+    assert foreseen(place, training__stages=[1920, parse_tokens(named[0]) + 480], **changes).problems != ()
+
+
+def test_a_shorter_run_leaves_out_the_stages_that_it_does_not_reach(place: Path) -> None:
+    changes: dict[str, Any] = {"general": None, "training__forgetting": {"replay": None}}
+    (problem,) = foreseen(place, training__stages=["900k", "1M"], **changes).problems
+    named = re.search(r"at (\S+) or less \(training.stages: \[\1\]\)", str(problem.todo))
+    assert named is not None, problem.todo
+
+
+@pytest.mark.parametrize(("tokens", "rounded"), [(2_772_992, 2_770_000), (950_001_664, 950_000_000), (483, 483)])
+def test_a_budget_is_rounded_down_to_three_digits(tokens: int, rounded: int) -> None:
+    assert round_budget(tokens, Training(sequence_tokens=16, batch_tokens=480)) == rounded
+
+
+def test_a_budget_of_one_step_stays_a_step() -> None:
+    assert round_budget(65_536, Training(sequence_tokens=2048, batch_tokens=65_536)) == 65_536
+
+
+def command(place: Path, **changes: Any) -> Any:
+    (place / "small.yaml").write_text(yaml.safe_dump(small_run.content(place, **changes)))
+    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs"), "--workers", "1"]
+    return CliRunner().invoke(app, ["plan", str(place / "small.yaml"), *places])
+
+
+def test_a_plan_that_works_leaves_its_picture_and_one_that_does_not_leaves_nothing(place: Path) -> None:
+    result = command(place, training__stages=["1M"])
+    assert result.exit_code == 2
+    assert "the token budget is larger than the text allows" in result.stderr
+    assert "learning" not in result.stdout
+    assert not (place / "runs").exists()
+    result = command(place, training__sequence_tokens=1000, training__batch_tokens=1000)
+    assert result.exit_code == 2
+    assert "longer than the model's context" in result.stderr
+    assert not (place / "runs").exists()
+    result = command(place)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (place / "runs/small").iterdir()] == ["learning-rate.svg"]
+    assert "learning-rate.svg" in "".join(result.stdout.split())
+
+
+def test_a_plan_of_a_run_that_has_begun_is_refused_for_another_recipe(place: Path) -> None:
+    (place / "runs/small/scores/base").mkdir(parents=True)
+    (place / "runs/small/scores/base/manifest.json").write_text("{}")
+    (place / "runs/small/recipe.yaml").write_text(yaml.safe_dump(small_run.content(place, seed=6)))
+    result = command(place)
+    assert result.exit_code == 2
+    assert "was started with another recipe" in result.stderr
 
 
 def test_months_without_a_gpu_are_said_clearly_and_are_no_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

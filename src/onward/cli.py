@@ -149,17 +149,20 @@ def plan(
     """Say what a run will need before anything is spent: text, steps, memory, hours, disk; refuse what cannot work."""
     import json
 
+    from onward.pipeline import Run
     from onward.plan.figure import write_figure
     from onward.terminal import print_plan
 
-    with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as opened_run:
-        foresight = opened_run.foresee(hardware, measure)
-        figure = write_figure(foresight, opened_run.folder)
+    with working(cache, runs, (gpus, processes)) as work:
+        planned = Run(recipe, set_ or (), work.folders, work.progress, workers, None, work.processes, is_plan=True)
+        foresight = planned.foresee(hardware, measure)
+        figure = None if foresight.problems else write_figure(foresight, planned.folder)
     if as_json:
         typer.echo(json.dumps(foresight.as_json(), ensure_ascii=False))
     else:
         print_plan(foresight)
-        typer.echo(f"learning-rate curve: {figure}")
+        if figure is not None:
+            typer.echo(f"learning-rate curve: {figure}")
     with user_errors():
         foresight.check()
 

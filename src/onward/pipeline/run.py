@@ -70,6 +70,7 @@ class Run:
     folders: where artifacts live (None: the defaults). workers: processes that prepare text (None: one per core);
     start_workers: another engine for them (`corpus.ray_engine`). processes: ranks that train and score, one per GPU;
     they are started by torchrun. Started by torchrun or srun itself, every rank opens the run and calls `train`.
+    is_plan: only `foresee` will be called; a run that has nothing yet then gets no folder.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Run:
         workers: int | None = None,
         start_workers: "StartWorkers[Task, tuple[Examined, ...]] | None" = None,
         processes: int = 1,
+        is_plan: bool = False,
     ) -> None:
         self.recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         self.folders = folders or Folders.default()
@@ -91,7 +93,8 @@ class Run:
         self.place = find_place()
         self.folder = self.folders.runs / self.recipe.name
         self._kept = RunFolder(self.folder, self.place.is_first)
-        self._kept.freeze(self.recipe)
+        if self._kept.has_results or not is_plan:
+            self._kept.freeze(self.recipe)
 
     @cached_property
     def base(self) -> ModelSource:
