@@ -159,8 +159,8 @@ def test_a_gap_has_its_sentence_and_the_sentences_before() -> None:
 
 def test_the_context_never_names_the_term() -> None:
     sentence = "Then the speaker took out a small gyroscope, and everyone looked up at once."
-    before, _ = gap(f"All gyroscopic things are odd. {LEAD}{sentence}", "gyroscope")
-    assert before == f"{LEAD}Then the speaker took out a small "
+    found = gap(f"All gyroscopic things are odd. {LEAD}{sentence}", "gyroscope")
+    assert found[0] == f"{LEAD}Then the speaker took out a small "
     reason = "too little text before it that does not name it"
     assert gap(f"{LEAD}All gyroscopes are odd. {sentence}", "gyroscope", 1) == reason
     named_within = "Then, of all the gyroscopes, the speaker took a small gyroscope in both hands."

@@ -1,14 +1,13 @@
 """The made items on disk: items.parquet with one row for each, facts.json with how they came about."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from onward.artifact import read_manifest
 from onward.errors import UserError
 from onward.tasks import Item, TaskItems
+from onward.tasks.items import items_hash
 
 TASK = "cloze:domain"
 KIND = "cloze"
@@ -83,13 +82,12 @@ def task_items(made: list[ClozeItem]) -> TaskItems:
         )
         for item in made
     )
-    content = json.dumps([asdict(item) for item in items], ensure_ascii=False)
     return TaskItems(
         task=TASK,
         kind="multiple_choice",
         items=items,
         items_total=len(items),
-        items_hash=sha256(content.encode("utf-8", errors="surrogatepass")).hexdigest(),
+        items_hash=items_hash(items),
         num_fewshot=0,
         chance=1 / CHOICES,
         measures=("acc",),

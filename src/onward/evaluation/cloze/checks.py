@@ -36,11 +36,12 @@ def check(
     }
     found = facts["base_accuracy"]
     assert isinstance(found, dict)
-    _require_between(Interval(found["accuracy"], found["low"], found["high"]), base, held_out)
+    require_between(Interval(found["accuracy"], found["low"], found["high"]), base, held_out)
     return facts
 
 
-def _require_between(accuracy: Interval, base: ModelSource, held_out: Path) -> None:
+def require_between(accuracy: Interval, base: ModelSource, held_out: Path) -> None:
+    """Raise UserError unless the base's accuracy is above chance and leaves room to gain."""
     got = f"{accuracy.estimate:.1%} right, 95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
     if not accuracy.low > 1 / CHOICES:
         todo = (

@@ -11,12 +11,12 @@ from onward.evaluation.cloze.words import Document, sentences
 CONTEXT_WORDS = 150
 """Most words before the gap, about 200 tokens; whole sentences, from the nearest back."""
 MINIMUM_WORDS = 20
-"""Fewest words before the gap: of less nobody can tell the topic."""
+"""Fewest words of two letters or more before the gap: of less nobody can tell the topic."""
 SENTENCE_WORDS = (8, 60)
 BEFORE_IN_SENTENCE = 2
 """Fewest words of the sentence before the gap."""
 _WORD = re.compile(r"[^\W_]+(?:[-'’.][^\W_]+)*")
-_NAME = re.compile(r"[^\W\d_]+")
+_LETTERS = re.compile(r"[^\W\d_]{2,}")
 _ODD = re.compile(r"[{}\\=<>|_^~`#*@]|https?:|www\.")
 
 
@@ -59,7 +59,7 @@ class Sentences:
         if reason is None and any(stem in self.lowered[end:stop] for stem in stems(term)):
             reason = "the term stands again in the sentence"
         start = self._context_start(term, number, begin) if reason is None else None
-        if reason is None and (start is None or len(_WORD.findall(self.text, start, begin)) < MINIMUM_WORDS):
+        if reason is None and (start is None or len(_LETTERS.findall(self.text, start, begin)) < MINIMUM_WORDS):
             reason = "too little text before it that does not name it"
         if reason is not None or start is None:
             rejected[str(reason)] += 1
@@ -74,7 +74,7 @@ class Sentences:
             return "joined to something else"
         if term[0].isupper():
             before = _WORD.findall(self.text, max(first, begin - 40), begin)
-            after = _NAME.match(self.text, end + 1) if self.text[end : end + 1] == " " else None
+            after = _LETTERS.match(self.text, end + 1) if self.text[end : end + 1] == " " else None
             follows_name = before[-1][0].isupper() and self.text[begin - 2].isalnum()
             if follows_name or (after is not None and after.group()[0].isupper()):
                 return "part of a longer name"

@@ -17,6 +17,7 @@ from onward.evaluation.cloze.words import Document, Vocabulary, cut, read_docume
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 
+_TODO = "hold more text out (corpus.held_out.share), or leave the cloze out (evaluation.cloze: null)"
 _METHOD = 1
 """Raised when the same inputs would make other items."""
 TRAINING_TOKENS = 2_000_000
@@ -92,7 +93,7 @@ def _read(held_out: Path, seed: int, progress: Progress) -> tuple[Material, dict
     training = _training_text(held_out, seed)
     texts = [document.pieces for document in documents] + cut(vocabulary, training)
     if not texts:
-        raise UserError("there is no held-out text to make cloze items of", str(held_out), "0 documents")
+        raise UserError("there is no held-out text to make cloze items of", str(held_out), "0 documents", todo=_TODO)
     stream = Stream.of(vocabulary, texts)
     progress.advance(len(stream.surfaces))
     folded_of = np.array(vocabulary.folded, dtype=np.int32)
@@ -143,8 +144,7 @@ def _require_enough(items: Sequence[ClozeItem], wanted: int, held_out: Path, rej
     fewest = min(FEWEST, wanted)
     if len(items) < fewest:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common(3))
-        todo = "hold more text out (corpus.held_out.share), or leave the cloze out (evaluation.cloze: null)"
         got = f"{len(items)} items" + (f" ({reasons})" if reasons else "")
         raise UserError(
-            "too few cloze items can be made of this held-out text", str(held_out), got, f"{fewest} or more", todo
+            "too few cloze items can be made of this held-out text", str(held_out), got, f"{fewest} or more", _TODO
         )

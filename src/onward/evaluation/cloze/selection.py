@@ -134,7 +134,9 @@ def _of_document(
             gap = parts.gap(text, int(document.begins[place]), rejected)
             if gap is None:
                 continue
-            key = " ".join(document.text[parts.begin_of(gap) : gap.stop].lower().split())
+            # The sentence without the term: text filled into templates would else ask the same again and again.
+            begin = parts.begin_of(gap)
+            key = " ".join(f"{document.text[begin : gap.begin]}_{document.text[gap.end : gap.stop]}".lower().split())
             if gap.sentence in used or key in seen:
                 rejected["the sentence is an item already"] += 1
                 continue

@@ -1,0 +1,229 @@
+"""The cloze benchmark as a step: from held-out text to an artifact that is scored like any task."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from onward.artifact import read_manifest
+from onward.errors import UserError
+from onward.evaluation.cloze import TASK, checks, cloze_made_from, load_cloze, make_cloze, making
+from onward.evaluation.cloze.artifact import ClozeItem, read_cloze
+from onward.evaluation.cloze.checks import require_between
+from onward.evaluation.cloze.distractors import stems
+from onward.evaluation.cloze.selection import PER_DOCUMENT
+from onward.evaluation.harness import score_task
+from onward.model.load import load_model
+from onward.model.source import TINY, ModelSource, describe, resolve
+from onward.model.tokenizer import read_tokenizer
+from onward.progress import Silent
+from onward.statistics import Interval
+from synthetic import write_model
+
+FRAMES = (
+    "In the early morning the {0} {2} was seen by all of them near the {1}.",
+    "Nobody had told the {0} children that a {2} could be found in the {1}.",
+    "It was said that every {2} of the {0} valley had been counted in the {1}.",
+    "They carried the {2} up to the {1} and rested on the {0} ground.",
+    "The woman looked at her {2} and said nothing about the {0} {1}.",
+)
+OLD = ("old", "young", "red", "small", "quiet", "grey", "tall", "lonely", "broken", "heavy", "narrow", "distant")
+PLACES = ("river", "cellar", "church", "market", "bridge", "forest", "harbour", "tower", "kitchen", "station", "mill")
+FILLER = (
+    "The weather had been fair for weeks and the roads were dry and full of dust.",
+    "He closed the door behind him and went down to the water without a word.",
+    "Most of what they knew about the place had come from letters of the other side.",
+    "There was bread on the table and the window stood open to the garden below.",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def invented_texts(documents: int) -> list[str]:
+    """Documents that each tell of three invented things; a thing stands in about five of them."""
+    random = np.random.default_rng(7)
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    things = ["".join(random.choice(syllables, 3, replace=False)) + "n" for _ in range(documents * 3 // 5)]
+    texts = []
+    for _ in range(documents):
+        lines = [
+            frame.format(random.choice(OLD), random.choice(PLACES), thing)
+            for thing in random.choice(things, 3, replace=False)
+            for frame in random.permutation(FRAMES)[:3]
+        ]
+        lines += random.choice(FILLER, 12).tolist()
+        texts.append(" ".join(random.permutation(lines).tolist()))
+    return texts
+
+
+def write_held_out(path: Path, texts: list[str]) -> Path:
+    rows = [{"id": f"d{n}", "source": "s", "group": f"g{n // 2}", "text": text} for n, text in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_held_out(tmp_path_factory.mktemp("text") / "held_out.parquet", invented_texts(120))
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> ModelSource:
+    """The tiny base, which knows nothing of invented things and is not asked."""
+    monkeypatch.setattr(making, "check", lambda *arguments: {})
+    return resolve(TINY)
+
+
+def require_sound(items: list[ClozeItem], texts: dict[str, str]) -> None:
+    """Hold every item to what the method promises."""
+    for item in items:
+        text = " ".join(texts[item.document].split())
+        answer = item.choices[item.gold]
+        assert " ".join(f"{item.context} {answer}{item.rest}".split()) in text
+        shown = f"{item.context} {item.rest}".lower()
+        assert len(set(item.choices)) == 4
+        for choice in item.choices:
+            assert not any(stem in shown for stem in stems(choice)), "no choice can be copied"
+            assert choice == answer or choice not in text
+            assert choice[0].isupper() == answer[0].isupper()
+            assert len(choice.split()) == len(answer.split())
+    assert max(Counter(item.document for item in items).values()) <= PER_DOCUMENT
+    sentences = [(item.context.split("\n")[-1].rpartition(". ")[2], item.rest) for item in items]
+    assert len(set(sentences)) == len(items)
+    ranks = Counter(sum(score > item.ngram[item.gold] for score in item.ngram) for item in items)
+    assert set(ranks.values()) == {len(items) // 4}
+
+
+def test_items_of_invented_text_are_sound_and_the_same_each_time(
+    held_out: Path, unchecked: ModelSource, tmp_path: Path
+) -> None:
+    one, two = (make_cloze(held_out, base=unchecked, items=100, seed=3, folder=tmp_path / name) for name in "ab")
+    items = read_cloze(one)
+    assert len(items) == 100
+    require_sound(items, {row["id"]: row["text"] for row in pq.read_table(held_out).to_pylist()})
+    manifests = [read_manifest(folder) for folder in (one, two)]
+    assert manifests[0] is not None
+    assert manifests[1] is not None
+    assert manifests[0].files == manifests[1].files
+    other = make_cloze(held_out, base=unchecked, items=100, seed=4, folder=tmp_path / "c")
+    assert load_cloze(other).items_hash != load_cloze(one).items_hash
+    facts = json.loads((one / "facts.json").read_bytes())
+    assert facts["items"] == 100
+    assert facts["held_out_documents"] == 120
+    assert sum(facts["kinds"].values()) == 100
+
+
+def test_a_made_artifact_is_left_alone_and_another_request_is_refused(
+    held_out: Path, unchecked: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: dict[str, Any] = {"base": unchecked, "items": 60, "folder": tmp_path / "cloze"}
+    folder = make_cloze(held_out, seed=0, **wanted)
+    monkeypatch.setattr(making, "_make", lambda *arguments: pytest.fail("made again"))
+    assert make_cloze(held_out, seed=0, **wanted) == folder
+    with pytest.raises(UserError, match="made from something else"):
+        make_cloze(held_out, seed=1, **wanted)
+    assert make_cloze(held_out.parent, seed=0, **wanted) == folder  # the folder stands for its held_out.parquet
+
+
+def test_the_items_are_a_task(held_out: Path, unchecked: ModelSource, tmp_path: Path) -> None:
+    folder = make_cloze(held_out, base=unchecked, items=40, seed=0, folder=tmp_path / "cloze")
+    task = load_cloze(folder)
+    assert (task.task, task.kind, task.chance, task.measures) == (TASK, "multiple_choice", 0.25, ("acc",))
+    assert {item.group for item in task.items} <= {f"g{n}" for n in range(60)}
+    model, tokenizer = load_model(unchecked, device="cpu"), read_tokenizer(unchecked.folder)
+    score, rows = score_task(model, tokenizer, task, batch_tokens=4096, progress=Silent())
+    assert score is not None
+    assert score.items == len(rows) == 40
+    accuracy = score.find("acc")
+    assert accuracy is not None
+    assert accuracy.value == np.mean([row.predicted == row.gold for row in rows])
+
+
+def test_a_base_that_knows_nothing_is_refused(held_out: Path, tmp_path: Path) -> None:
+    base = describe(write_model(tmp_path / "model"))
+    with pytest.raises(UserError, match="is at chance") as caught:
+        make_cloze(held_out, base=base, items=40, seed=0, folder=tmp_path / "cloze")
+    assert "evaluation.cloze: null" in str(caught.value)
+    assert not (tmp_path / "cloze").exists()
+
+
+@pytest.mark.parametrize(
+    ("interval", "problem"),
+    [
+        (Interval(0.27, 0.24, 0.30), "at chance"),
+        (Interval(0.96, 0.94, 0.98), "solves the cloze items"),
+        (Interval(0.30, 0.26, 0.34), None),
+        (Interval(0.94, 0.91, 0.97), None),
+        (Interval(0.40, float("nan"), float("nan")), "at chance"),
+    ],
+)
+def test_the_base_must_have_room_on_both_sides(interval: Interval, problem: str | None) -> None:
+    if problem is None:
+        require_between(interval, resolve(TINY), Path("held_out.parquet"))
+    else:
+        with pytest.raises(UserError, match=problem):
+            require_between(interval, resolve(TINY), Path("held_out.parquet"))
+
+
+@pytest.mark.parametrize(
+    "texts", [[], ["Too short."], ["これは日本語の文章です。" * 300] * 3, ["x = 1; y = 2\n" * 500] * 30]
+)
+def test_text_that_gives_too_few_items(texts: list[str], unchecked: ModelSource, tmp_path: Path) -> None:
+    path = tmp_path / "held_out.parquet"
+    schema = pa.schema([(name, pa.string()) for name in ("id", "source", "group", "text")])
+    rows = [{"id": str(n), "source": "s", "group": str(n), "text": text} for n, text in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    with pytest.raises(UserError, match="cloze items") as caught:
+        make_cloze(path, base=unchecked, items=100, seed=0, folder=tmp_path / "cloze")
+    assert caught.value.todo is not None
+
+
+def test_held_out_text_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no held-out text"):
+        cloze_made_from(tmp_path / "nothing.parquet", base=resolve(TINY), items=10, seed=0)
+    pq.write_table(pa.table({"content": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="lacks a column"):
+        make_cloze(tmp_path / "other.parquet", base=resolve(TINY), items=10, seed=0, folder=tmp_path / "cloze")
+    with pytest.raises(UserError, match="holds no cloze items"):
+        load_cloze(tmp_path)
+
+
+def test_the_facts_tell_what_the_base_knows(held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(items: list[ClozeItem], *arguments: Any) -> tuple[list[list[float]], list[list[float]]]:
+        """Right in every second item, and without the context wherever the first choice is right."""
+        right = [[float(choice == (item.gold + n % 2) % 4) for choice in range(4)] for n, item in enumerate(items)]
+        return right, [[1.0, 0.0, 0.0, 0.0] for _ in items]
+
+    monkeypatch.setattr(checks, "_score_base", score)
+    folder = make_cloze(held_out, base=resolve(TINY), items=100, seed=0, folder=tmp_path / "cloze")
+    facts = json.loads((folder / "facts.json").read_bytes())
+    items = read_cloze(folder)
+    assert facts["ngram"]["accuracy"] == facts["chance"] == 0.25
+    assert facts["base_accuracy"]["accuracy"] == 0.5
+    assert 0.35 < facts["base_accuracy"]["low"] < 0.5 < facts["base_accuracy"]["high"] < 0.65
+    assert facts["base_accuracy_without_context"]["accuracy"] == sum(item.gold == 0 for item in items) / 100
+    assert facts["items"] == 100
+    assert facts["held_out_documents"] == 120
+    assert facts["base"] == TINY
+
+
+def test_real_text(shared_data: Path, unchecked: ModelSource, tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    file = shared_data / "domain" / "education" / "openstax_us-history.jsonl.zst"
+    with open(file, "rb") as packed:
+        lines = list(io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(packed), encoding="utf-8"))
+    texts = [json.loads(line)["text"] for line in lines]
+    path = write_held_out(tmp_path / "held_out.parquet", texts)
+    items = read_cloze(make_cloze(path, base=unchecked, items=120, seed=0, folder=tmp_path / "cloze"))
+    assert len(items) == 120
+    require_sound(items, {f"d{n}": text for n, text in enumerate(texts)})
