@@ -1,7 +1,6 @@
 """`onward evaluate MODEL...` and `onward compare A B`: any models, on tasks and on text from any files."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,9 +107,6 @@ def test_compare_scores_what_is_not_scored_and_stores_the_table(invoke: Invoke, 
     assert "| stories" in table
     times = {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
     third = invoke("compare", "scores/first", second, made / "first", *options, "--json")
-    assert third.exit_code == 2, "the scores and the model they are of have one name"
-    shutil.copytree("scores/first", "kept")
-    third = invoke("compare", "kept", second, made / "first", *options, "--json")
     assert third.exit_code == 0, third.output
     assert [c["differences"][0]["delta"] for c in json.loads(third.stdout)["comparisons"]][1] == 0
     assert times == {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
@@ -139,7 +135,7 @@ def test_wrong_requests_are_answered_with_code_2(invoke: Invoke, arguments: tupl
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr
-    assert not Path("scores").exists()
+    assert not list(Path("scores").glob("[!.]*"))
 
 
 def test_text_that_cannot_be_read_is_refused(invoke: Invoke) -> None:

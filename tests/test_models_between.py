@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,14 @@ def test_the_training_is_bit_for_bit_the_same_without_them(finished: tuple[Path,
 
 
 def test_a_model_that_is_lost_is_made_again_alone(finished: tuple[Path, Path, Path]) -> None:
-    import shutil
-
-    place, folder, _ = finished
+    place, first, _ = finished
+    folder = place / "lost" / "small"
+    shutil.copytree(first, folder, copy_function=shutil.copy2)
     before = weights(folder)
     manifests = {name: (folder / "checkpoints" / name / "manifest.json").stat().st_mtime_ns for name in STAGES}
     shutil.rmtree(folder / "models" / BETWEEN[2])
     shutil.rmtree(folder / "scores" / BETWEEN[2])
-    run(place, evaluation__at=AT)
+    run(place, "lost", evaluation__at=AT)
     assert {name: content for name, content in weights(folder).items() if "/step-" not in name} == {
         name: content for name, content in before.items() if "/step-" not in name
     }

@@ -233,7 +233,13 @@ def evaluate(
     from onward.pipeline.models import recipe_among, score_models
     from onward.terminal import print_scores
 
-    told = {"--tasks": tasks, "--data": data, "--limit": limit, "--text": text, "--text-tokens": text_tokens}
+    told: dict[str, object] = {
+        "--tasks": tasks,
+        "--data": data,
+        "--limit": limit,
+        "--text": text,
+        "--text-tokens": text_tokens,
+    }
     told |= {"--precision": precision, "--out": out}
     with user_errors():
         recipe = recipe_among(targets)

@@ -22,6 +22,7 @@ from onward.evaluation import partial as parts
 from onward.evaluation.evaluate import evaluate
 from onward.evaluation.partial import Partial
 from onward.evaluation.scores import ItemRow, Scores, read_rows
+from onward.model import score
 from onward.model.load import load_model
 from onward.model.source import TINY, resolve
 from onward.recipe import Evaluation
@@ -72,17 +73,17 @@ class Counted:
         self.texts: Counter[str] = Counter()
         self.requests: Counter[Any] = Counter()
         self.calls, self.last = 0, 10**9
-        documents, continuations = heldout.score_documents, harness.score_continuations
+        documents, continuations = score.score_documents, score.score_continuations
         monkeypatch.setattr(heldout, "score_documents", self.counting(documents, 2, self.texts))
         monkeypatch.setattr(harness, "score_continuations", self.counting(continuations, 1, self.requests))
 
-    def counting(self, score: Callable[..., Any], place: int, counter: Counter[Any]) -> Callable[..., Any]:
+    def counting(self, scores: Callable[..., Any], place: int, counter: Counter[Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **more: Any) -> Any:
             if self.calls >= self.last:
                 raise KeyboardInterrupt
             self.calls += 1
             counter.update(arguments[place])
-            return score(*arguments, **more)
+            return scores(*arguments, **more)
 
         return counted
 

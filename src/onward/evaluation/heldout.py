@@ -93,8 +93,9 @@ def _scored(
             todo = "the model's weights are damaged or overflow; score an earlier checkpoint"
             where = f"{task.replace('held_out:', 'held-out ')} text, document {document.id}"
             raise UserError("the model's likelihoods are not numbers", where, str(result.nats), todo=todo)
-        sizes = {"nats": result.nats, "bytes": result.bytes, "tokens": result.tokens}
-        rows.append(ItemRow(task, None, document.id, document.group, document.source, **sizes))
+        name, group, source = document.id, document.group, document.source
+        numbers = {"bytes": result.bytes, "tokens": result.tokens}
+        rows.append(ItemRow(task, None, name, group, source, nats=result.nats, **numbers))
     return rows
 
 

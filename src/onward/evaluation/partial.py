@@ -71,7 +71,7 @@ class Partial:
     def lived(self) -> float:
         """Record the seconds of this life so far, and return those of all lives."""
         write_json(self._folder / f"life-{self.life}.json", {"seconds": round(time.time() - self.began, 3)})
-        return sum(_json(path).get("seconds", 0.0) for path in sorted(self._folder.glob("life-*.json")))
+        return float(sum(_json(path).get("seconds", 0.0) for path in sorted(self._folder.glob("life-*.json"))))
 
     def remove(self) -> None:
         """Remove what is no longer needed once all rows stand in one file."""

@@ -1,6 +1,7 @@
 """Text that is given to be scored, from any files: as the held-out text of a corpus, without preparing one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import xxhash
@@ -47,23 +48,26 @@ def _read(inputs: Inputs, name: str, cache: Path, progress: Progress) -> Path:
         return folder
     with building(folder, "text", made_from) as aside:
         spilled, documents = aside / "spilled", 0
-        spill = HeldOutSpill(spilled)
         progress.begin(f"reading {name}", None, "documents")
-        for item in read_source(inputs):
-            if isinstance(item, Document):
-                text = item.text.encode("utf-8", errors="replace")
+        with closing(HeldOutSpill(spilled)) as spill:
+            for document in _documents(inputs):
+                text = document.text.encode("utf-8", errors="replace")
                 # By the text's hash: its front, which a limit of tokens takes, is a sample of all of it.
                 order = xxhash.xxh3_64_intdigest(text)
-                row = (documents, item.id, item.source, item.group, text.decode(), len(text))
-                spill.add(order, row)
+                spill.add(order, (documents, document.id, document.source, document.group, text.decode(), len(text)))
                 documents += 1
                 progress.advance(documents)
-            elif item.reason not in WITHOUT_TEXT:
-                todo = "mend or remove it: a score of what is left would not be that of the text"
-                raise UserError("a text that is to be scored cannot be read", item.where, item.reason, todo=todo)
-        spill.close()
         if not documents:
             raise UserError("there is no text to score", inputs.source.path, "0 documents")
         write_held_out([spilled], aside / HELD_OUT_FILE)
         spilled.unlink()
     return folder
+
+
+def _documents(inputs: Inputs) -> Iterator[Document]:
+    for item in read_source(inputs):
+        if isinstance(item, Document):
+            yield item
+        elif item.reason not in WITHOUT_TEXT:
+            todo = "mend or remove it: a score of what is left would not be that of the text"
+            raise UserError("a text that is to be scored cannot be read", item.where, item.reason, todo=todo)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onward.artifact import Folders, find, read_manifest, write_json, write_text
 from onward.errors import UserError
@@ -82,7 +82,7 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
     scored = []
     for name, source in zip(names, sources, strict=True):
         folder = how.out / name
-        inputs = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed}
+        inputs: dict[str, Any] = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed}
         try:
             find(folder, scores_made_from(source, **inputs))
         except UserError as error:

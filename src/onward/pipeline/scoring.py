@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onward.artifact import Folders, fingerprint, read_manifest
 from onward.model.source import ModelSource, describe
@@ -37,7 +37,7 @@ class Scoring:
         """Score the base model; the result is shared by every run that starts from it on the same text."""
         from onward.evaluation.evaluate import base_scores_folder
 
-        inputs = {"held_out": self.held_out, "seed": self.recipe.seed, "cloze": self.cloze}
+        inputs: dict[str, Any] = {"held_out": self.held_out, "seed": self.recipe.seed, "cloze": self.cloze}
         folder = base_scores_folder(self.folders, self.base, evaluation=self.evaluation, **inputs)
         self.kept.record(self.base, base_scores=str(folder), precision=self.evaluation.precision)
         return self._evaluate(self.base, folder)
@@ -68,7 +68,7 @@ class Scoring:
             return None
         from onward.evaluation.cloze import cloze_made_from, make_cloze
 
-        facts = {"base": self.base, "items": items, "seed": self.recipe.seed}
+        facts: dict[str, Any] = {"base": self.base, "items": items, "seed": self.recipe.seed}
         text = self.held_out["domain"]
         folder = self.folders.cache / "cloze" / fingerprint(cloze_made_from(text, **facts))
         return make_cloze(text, **facts, folder=folder, progress=self.progress)
