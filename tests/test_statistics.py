@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm, ttest_1samp
 from scipy.stats import t as student
+from statsmodels.stats.inter_rater import cohens_kappa
 
 from onward.statistics import (
     Interval,
@@ -13,6 +14,7 @@ from onward.statistics import (
     binomial_two_sided,
     bootstrap_mean_difference,
     bootstrap_ratio,
+    chance_agreement,
     holm,
     mcnemar_exact,
     mean_stderr,
@@ -281,3 +283,12 @@ def test_pooled_change_without_scatter():
     assert alone.p_value == 1.0
     with pytest.raises(AssertionError, match="one seed"):
         pooled_change(np.zeros(3), np.ones((1, 3)), np.ones(3), None)
+
+
+def test_agreement_beyond_habit_is_the_test_of_kappa():
+    table = np.array([[40, 9], [21, 30]])
+    gold, picked = np.repeat([0, 0, 1, 1], table.ravel()), np.repeat([0, 1, 0, 1], table.ravel())
+    kappa = cohens_kappa(table)
+    assert chance_agreement(gold, picked, 2) == pytest.approx(2 * norm.sf(kappa.kappa / kappa.std_kappa0), rel=1e-9)
+    assert chance_agreement(gold, np.ones(100, dtype=int), 2) == 1.0
+    assert chance_agreement(gold, gold, 2) < 1e-20

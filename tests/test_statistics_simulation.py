@@ -19,6 +19,7 @@ from onward.statistics import (
     binomial_two_sided,
     bootstrap_mean_difference,
     bootstrap_ratio,
+    chance_agreement,
     holm,
     mcnemar_exact,
     paired_bootstrap_ratio,
@@ -256,6 +257,18 @@ def test_guessing_is_taken_for_ability_no_more_often_than_said(chance, items):
     right = np.arange(items + 1)
     p_values = np.array([binomial_two_sided(int(count), items, chance) for count in right])
     assert binom.pmf(right, items, chance)[p_values <= LEVEL].sum() <= LEVEL  # over all outcomes, not a sample
+
+
+@pytest.mark.parametrize("items", [50, 300, 3000])
+@pytest.mark.parametrize(
+    ("gold", "habit"),
+    [((0.23, 0.25, 0.25, 0.27), (0.7, 0.1, 0.1, 0.1)), ((0.25,) * 4, (0.25,) * 4), ((0.38, 0.62), (0.2, 0.8))],
+)
+def test_a_habit_of_letters_is_taken_for_ability_no_more_often_than_said(gold, habit, items):
+    generator = np.random.default_rng(13)
+    pairs = (generator.choice(len(gold), (2000, items), p=share) for share in (gold, habit))
+    errors = sum(chance_agreement(*pair, len(gold)) <= LEVEL for pair in zip(*pairs, strict=True))
+    assert near_nominal(errors)
 
 
 @pytest.mark.parametrize("false", [0, 2])

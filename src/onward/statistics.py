@@ -202,6 +202,27 @@ def binomial_two_sided(successes: int, trials: int, probability: float) -> float
     return min(1.0, 2 * min(at_most, at_least))
 
 
+def chance_agreement(gold: NDArray[np.integer], picked: NDArray[np.integer], options: int) -> float:
+    """Return the two-sided p-value of answers that agree with the right ones no more than the habit alone would.
+
+    gold, picked: [items], numbers of options. Whoever picks each option as often as this, without looking at the
+    question, is right in Pe = sum(share picked x share right) of the items; the difference to the share that was
+    right has variance (Pe + Pe^2 - sum(picked right (picked + right))) / items, normal in large samples (the test of
+    Cohen's kappa against zero: Fleiss, Cohen and Everitt 1969, equation 14). Always the same option: p = 1.
+    """
+    from scipy.special import ndtr
+
+    items = len(gold)
+    right = np.bincount(gold, minlength=options) / items
+    habit = np.bincount(picked, minlength=options) / items
+    expected = float(right @ habit)
+    variance = (expected + expected**2 - float((right * habit) @ (right + habit))) / items
+    excess = abs(float(np.mean(np.asarray(gold) == picked)) - expected)
+    if variance <= 1e-15:
+        return 1.0
+    return 2 * float(ndtr(-excess / np.sqrt(variance)))
+
+
 def sign_flip(
     before: NDArray[np.generic],
     after: NDArray[np.generic],

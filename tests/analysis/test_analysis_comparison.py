@@ -7,7 +7,7 @@ import pytest
 from scorings import pair, task_rows, text_rows, write
 
 from onward.analysis import compare, headline, sentence
-from onward.analysis.rows import at_chance, unclear
+from onward.analysis.rows import unclear
 from onward.errors import UserError
 from onward.evaluation.scores import ItemRow
 from onward.statistics import Interval
@@ -105,8 +105,28 @@ def test_two_guesses_are_at_chance_even_when_the_guesses_changed(tmp_path):
     after = np.arange(1000) % 100 >= 73
     row = pair(tmp_path, task_rows("mmlu", before), task_rows("mmlu", after)).find("mmlu")
     assert row.verdict == "at chance"
-    assert not at_chance(np.arange(1000) < 300, 0.25)
-    assert at_chance(np.arange(1000) < 300, 0.3)
+    scored = [(np.arange(1000) < 300, chance) for chance in (0.25, 0.3)]
+    rows = [pair(tmp_path, task_rows("sciq", right), task_rows("sciq", right), chance) for right, chance in scored]
+    assert [row.find("sciq").verdict for row in rows] == ["not distinguishable", "at chance"]
+
+
+def test_a_change_of_the_favourite_letter_is_no_gain(tmp_path):
+    gold = np.array([0] * 220 + [1] * 250 + [2] * 250 + [3] * 280)
+
+    def rows(favourite: int, skill: float) -> list[ItemRow]:
+        picked = np.where(np.random.default_rng(5).random(1000) < skill, gold, favourite)
+        answers = task_rows("mmlu", gold == picked)
+        return [
+            dataclasses.replace(row, gold=int(g), predicted=int(p))
+            for row, g, p in zip(answers, gold, picked, strict=True)
+        ]
+
+    habit = pair(tmp_path, rows(0, 0.0), rows(3, 0.0)).find("mmlu")
+    assert habit.delta == pytest.approx(0.06)
+    assert habit.p_adjusted < 0.01
+    assert habit.low > 0
+    assert habit.verdict == "at chance"
+    assert pair(tmp_path, rows(0, 0.0), rows(0, 0.1)).find("mmlu").verdict == "gained"
 
 
 def test_a_score_that_leaves_chance_is_a_gain(tmp_path):

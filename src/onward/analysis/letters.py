@@ -16,19 +16,25 @@ FIXED_OPTIONS = {
 """Options of tasks that are the same for every item, in lm-eval's order (doc_to_choice); MMLU's are by prefix."""
 
 
-def letters(pair: Pair) -> Letters | None:
-    """Count the options that either model picks; None for a task whose options differ from item to item."""
+def fixed_options(pair: Pair) -> tuple[str, ...] | None:
+    """Return the options of a task where every item has the same, and every item says which of them was picked."""
     options = FIXED_OPTIONS.get(pair.name)
     if options is None and pair.name.startswith("mmlu") and "continuation" not in pair.name:
         options = _ABCD
     if options is None or not np.all(pair.before.options == len(options)):
         return None
+    sides = (pair.before.gold, pair.before.predicted, pair.after.predicted)
+    return None if any(np.isnan(side).any() for side in sides) else options
+
+
+def letters(pair: Pair) -> Letters | None:
+    """Count the options that either model picks; None for a task whose options differ from item to item."""
+    options = fixed_options(pair)
+    if options is None:
+        return None
 
     def counts(picked: NDArray[np.float64]) -> tuple[int, ...]:
         return tuple(np.bincount(picked.astype(np.int64), minlength=len(options)).tolist())
 
-    sides = (pair.before.gold, pair.before.predicted, pair.after.predicted)
-    if any(np.isnan(side).any() for side in sides):
-        return None
-    gold, before, after = map(counts, sides)
+    gold, before, after = map(counts, (pair.before.gold, pair.before.predicted, pair.after.predicted))
     return Letters(pair.name, options, gold, before, after)

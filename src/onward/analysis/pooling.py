@@ -50,10 +50,9 @@ def _task_rows(pairs: Sequence[Pair]) -> list[Difference]:
             continue
         after = np.stack([pair.after.right[metric] for pair in pairs])
         row = _row(pairs, metric, before, after, np.ones(len(before)))
-        chance = None if first.score is None else first.score.chance
-        if chance is not None and all(at_chance(side, chance) for side in (before, *after)):
+        if at_chance(first, metric, first.before) and all(at_chance(pair, metric, pair.after) for pair in pairs):
             row = replace(row, verdict="at chance")
-        rows.append(replace(row, chance=chance))
+        rows.append(replace(row, chance=None if first.score is None else first.score.chance))
     for measure in likelihoods(first):
         if measure.scale is None:
             after = np.stack([pair.after.nats for pair in pairs])

@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.analysis.difference import BITS_PER_BYTE, LOWER_IS_BETTER, Difference, Verdict
-from onward.analysis.paired import Pair
+from onward.analysis.letters import fixed_options
+from onward.analysis.paired import Items, Pair
 from onward.analysis.wording import HOLDS_ZERO, p_text
 from onward.statistics import (
     Interval,
     binomial_two_sided,
     bootstrap_mean_difference,
+    chance_agreement,
     holm,
     mcnemar_exact,
     paired_bootstrap_ratio,
@@ -83,7 +85,6 @@ def share_row(pair: Pair, metric: str, how: Resampling) -> Difference:
     if pair.groups < len(before):
         p_value = sign_flip(before, after, groups, SIGN_FLIPS, how.seed)
     chance = None if pair.score is None else pair.score.chance
-    guessing = chance is not None and at_chance(before, chance) and at_chance(after, chance)
     return Difference(
         pair.name,
         metric,
@@ -94,7 +95,7 @@ def share_row(pair: Pair, metric: str, how: Resampling) -> Difference:
         interval.high,
         p_value,
         None,
-        "at chance" if guessing else "not distinguishable",
+        "at chance" if _guesses(pair, metric) else "not distinguishable",
         len(before),
         right_to_wrong,
         wrong_to_right,
@@ -142,13 +143,27 @@ def likelihood_row(pair: Pair, measure: Likelihood, how: Resampling) -> Differen
     )
 
 
-def at_chance(right: NDArray[np.bool_], chance: float) -> bool:
-    """Whether a score cannot be told from guessing: two-sided exact binomial test against `chance`, p > 0.05.
+def _guesses(pair: Pair, metric: str) -> bool:
+    """Whether neither model does better than guessing: a change between two guesses is one of habit, not of ability,
+    whatever the paired test says of it."""
+    return all(at_chance(pair, metric, side) for side in (pair.before, pair.after))
 
-    A task is called `at chance` when this holds before and after: a change between two guesses is a change of
-    habit (always answering A scores 23 to 27 % on MMLU), not of ability, whatever the paired test says of it.
+
+def at_chance(pair: Pair, metric: str, side: Items) -> bool:
+    """Whether a score cannot be told from guessing, p > 0.05.
+
+    Where options are letters, guessing is picking each of them as often as the model does (`chance_agreement`):
+    always answering A scores 23 to 27 % on MMLU and always yes 62 % on BoolQ, far from 25 and 50 % by any test, and is
+    no ability. Elsewhere it is the two-sided exact binomial test against the score of guessing.
     """
-    return binomial_two_sided(int(right.sum()), len(right), chance) > LEVEL
+    options = fixed_options(pair)
+    if metric == "acc" and options is not None:
+        gold, picked = (answer.astype(np.int64) for answer in (side.gold, side.predicted))
+        return chance_agreement(gold, picked, len(options)) > LEVEL
+    if pair.score is None or pair.score.chance is None:
+        return False
+    right = side.right[metric]
+    return binomial_two_sided(int(right.sum()), len(right), pair.score.chance) > LEVEL
 
 
 def corrected(tables: list[list[Difference]]) -> list[list[Difference]]:

@@ -75,9 +75,10 @@ READING_HELP = (
     "with different tokenizers can be compared. Every comparison is of the same documents or questions before and "
     "after. Gained and lost are said only where the 95 % interval of the difference excludes zero and the test of no "
     "change holds after Holm's correction over all rows of its kind (p below 0.05): McNemar's exact test, in which "
-    "questions on one passage or subject, and documents of one group, change together. At chance: neither score can be "
-    "told from guessing. Not distinguishable: the difference may well be zero. Where questions of a task were found in "
-    "the corpora's text, a second row is without them, and its verdict is the one to go by."
+    "questions on one passage or subject, and documents of one group, change together. At chance: neither score can "
+    "be told from guessing (or, where options are letters, from picking them as often without looking). Not "
+    "distinguishable: the difference may well be zero. Where questions of a task were found in the corpora's text, a "
+    "second row is without them, and its verdict is the one to go by."
 )
 
 
