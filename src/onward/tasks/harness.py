@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import lm_eval.utils
+from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -193,4 +194,8 @@ def open_task(definition: Definition, splits: Splits | None) -> Any:
                 "the local files lack a split of this task", f"evaluation.data: {definition.name}", got, expected
             )
     datasets.disable_progress_bars()
-    return _Task(definition, splits)
+    try:
+        return _Task(definition, splits)
+    except (LookupError, TypeError, ValueError, TemplateError) as error:
+        where, got = f"{definition.name} ({definition.dataset})", f"{type(error).__name__}: {error}"[:300]
+        raise UserError("a task's first document is not as lm-eval expects it", where, got) from error

@@ -31,7 +31,7 @@ def kept_items(
         return load(task, data, limit)
     path = folder / f"{task}-{fingerprint({'method': _METHOD, **facts})}.parquet"
     items = _read(path)
-    if items is None:
+    if items is None or items.task != task:
         items = load(task, data, limit)
         _write(path, items)
     return items
