@@ -87,10 +87,13 @@ def test_bf16_stays_bf16_and_near_the_exact_values() -> None:
 
 def stand_in(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
-    max_q: int, max_k: int, *, scale: float | None, window_size: tuple[int, int],
+    max_q: int, max_k: int, *, scale: float | None, window_size: tuple[int, int], enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """The variable-length kernel by its documentation: [N, H, D], one document after the other, in float64."""
-    assert query.shape == key.shape == value.shape == (N, HEADS, WIDTH)
+    assert query.shape == (N, HEADS, WIDTH)
+    assert key.shape == value.shape
+    assert enable_gqa or key.shape == query.shape
+    key, value = (x.repeat_interleave(HEADS // x.shape[1], dim=1) for x in (key, value))
     assert all(x.is_contiguous() for x in (query, key, value))
     assert cu_seq_q.dtype == torch.int32
     assert torch.equal(cu_seq_q, cu_seq_k)
@@ -106,23 +109,41 @@ def stand_in(
     return out
 
 
+def without_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:  # fmt: skip
+    """The kernel of an older torch."""
+    assert key.shape == query.shape
+    return stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["installed", "older"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(("scaling", "window"), [(None, None), (0.7, None), (None, 1), (0.3, 6)])
 def test_the_gpu_kernel_is_called_with_what_gives_the_same(
-    kv_heads: int, scaling: float | None, window: int | None, monkeypatch: pytest.MonkeyPatch
+    kv_heads: int, scaling: float | None, window: int | None, is_old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch.nn.attention import varlen
 
     qkv = [x.detach() for x in inputs(kv_heads=kv_heads)]
-    real = signature(varlen.varlen_attn)
+    real, seen = signature(varlen.varlen_attn), []
 
     def watched(*arguments: Any, **named: Any) -> torch.Tensor:
         real.bind(*arguments, **named)
+        seen.append(arguments[1].shape[1])
         return stand_in(*arguments, **named)
 
-    monkeypatch.setattr(varlen, "varlen_attn", watched)
+    if is_old:
+        monkeypatch.setattr(varlen, "varlen_attn", without_groups)
+        monkeypatch.setattr(attention, "_TAKES_GROUPS", attention._kernel_takes_groups())
+        assert not attention._TAKES_GROUPS
+    else:
+        monkeypatch.setattr(varlen, "varlen_attn", watched)
     out = attention._in_one_kernel(*qkv, BOUNDS, 30, scaling, window)
     torch.testing.assert_close(out, by_definition(qkv, scaling, window), rtol=1e-6, atol=1e-6)
+    if not is_old and "enable_gqa" in real.parameters:
+        assert seen == [kv_heads], "keys and values are not repeated"
 
 
 CHANGES: dict[str, dict[str, Any]] = {

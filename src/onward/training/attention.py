@@ -3,6 +3,7 @@
 Shapes: N positions of one flat row, H heads, H_kv heads of keys and values, D width of a head.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ length and never given back: without it a process grew by 25 MB a step."""
 _OTHER_MODEL = "choose a model with plain causal attention that goes through transformers' attention interface"
 _CHANGES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 """What transformers' models hand to their attention where it is not softmax(QK') V alone."""
+
+
+def _kernel_takes_groups() -> bool:
+    """Whether torch's variable-length kernel lets a head of keys serve a group of queries (2.13 does, 2.11 did not)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "enable_gqa" in signature(varlen_attn).parameters
+
+
+_TAKES_GROUPS = _kernel_takes_groups()
+"""Found out once: a compiler that traces the attention sees a constant."""
 
 
 def attend_within_documents(
@@ -66,12 +80,15 @@ def _in_one_kernel(
     groups = query.shape[1] // key.shape[1]
     # The kernel wants [N, H, D]; a head of keys serves a group of queries.
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if groups > 1:
+    shared: dict[str, Any] = {}
+    if groups > 1 and _TAKES_GROUPS:
+        shared["enable_gqa"] = True
+    elif groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     out = varlen_attn(
         q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest,
-        scale=scaling, window_size=window,
+        scale=scaling, window_size=window, **shared,
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)
     return out[None]
