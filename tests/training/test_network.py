@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onward.batches import NO_TARGET, Batch, Batches, BatchPlan
 from onward.corpus.store import open_corpus
 from onward.errors import UserError
 from onward.model.load import load_model
-from onward.training.network import Network, Rows, head_changes
+from onward.training.network import Network, Rows, choose_precision, head_changes
 from onward.training.strategy import Strategy
 from synthetic import llama_config, write_corpus
 
@@ -401,3 +402,41 @@ def test_bounds_keep_their_shape_and_end_with_the_number_of_positions(documents:
 def test_documents_of_the_same_number_in_two_rows_are_two() -> None:
     zeros = np.zeros((3, 4), np.int64)
     assert Rows.of(Batch(zeros, zeros, zeros, zeros, np.zeros(3, bool))).bounds[:4].tolist() == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "expected"),
+    [
+        ((7, 5), "auto", torch.float32),
+        ((7, 5), "fp32", torch.float32),
+        ((8, 0), "auto", torch.bfloat16),
+        ((8, 0), "bf16", torch.bfloat16),
+        ((9, 0), "fp32", torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_a_gpu_has_it(
+    capability: tuple[int, int], wanted: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_on_a_gpu(capability, monkeypatch)
+    assert choose_precision(wanted, torch.device("cuda", 0)) == expected
+
+
+def test_bf16_on_a_gpu_without_it_is_refused_with_what_would_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_on_a_gpu((7, 5), monkeypatch)
+    with pytest.raises(UserError, match="does not compute in bf16") as refused:
+        choose_precision("bf16", torch.device("cuda", 0))
+    assert refused.value.where == "training.precision"
+    assert refused.value.got == "bf16 on Tesla T4, of compute capability 7.5"
+    assert "fp32, or auto" in str(refused.value.todo)
+    assert choose_precision("bf16", torch.device("cpu")) == torch.bfloat16
+
+
+def as_if_on_a_gpu(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of a GPU of this compute capability."""
+    facts = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")

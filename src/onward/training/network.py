@@ -45,18 +45,29 @@ class Rows:
     @staticmethod
     def of(batch: Batch, pin: bool = False) -> "Rows":
         """Flatten a batch; pin: into memory that a GPU reads while the CPU goes on."""
-        documents_BT = batch.documents_BT
-        begins = np.empty(documents_BT.shape, dtype=np.bool_)
+        return Rows.cut(batch, 1, pin)[0]
+
+    @staticmethod
+    def cut(batch: Batch, number: int, pin: bool = False) -> "tuple[Rows, ...]":
+        """Flatten a batch into `number` micro-batches of equally many rows; its documents are looked through once."""
+        rows, length = batch.ids_BT.shape
+        assert rows % number == 0, "the batch was filled up"
+        begins = np.empty(batch.documents_BT.shape, dtype=np.bool_)
         begins[:, 0] = True
-        np.not_equal(documents_BT[:, 1:], documents_BT[:, :-1], out=begins[:, 1:])
+        np.not_equal(batch.documents_BT[:, 1:], batch.documents_BT[:, :-1], out=begins[:, 1:])
         starts = np.flatnonzero(begins)
-        size = max(_LEAST_BOUNDS, 1 << len(starts).bit_length())
-        bounds = np.full(size, batch.ids_BT.size, dtype=np.int32)
-        bounds[: len(starts)] = starts
-        arrays = (batch.ids_BT.reshape(-1), batch.labels_BT.reshape(-1), batch.positions_BT.reshape(-1), bounds)
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        ids, labels, positions, ends = [tensor.pin_memory() for tensor in tensors] if pin else tensors
-        return Rows(ids, labels, positions, ends, batch.ids_BT.shape[1])
+        positions = rows // number * length
+        firsts = np.searchsorted(starts, np.arange(number + 1) * positions).tolist()
+        arrays = (batch.ids_BT, batch.labels_BT, batch.positions_BT)
+        parts = [torch.from_numpy(np.ascontiguousarray(a).reshape(-1)).split(positions) for a in arrays]
+        micro = []
+        for n, (ids, labels, places) in enumerate(zip(*parts, strict=True)):
+            own = starts[firsts[n] : firsts[n + 1]]
+            bounds = np.full(max(_LEAST_BOUNDS, 1 << len(own).bit_length()), positions, dtype=np.int32)
+            np.subtract(own, n * positions, out=bounds[: len(own)], casting="unsafe")
+            tensors = (ids, labels, places, torch.from_numpy(bounds))
+            micro.append(Rows(*((tensor.pin_memory() for tensor in tensors) if pin else tensors), length))
+        return tuple(micro)
 
     def to(self, device: torch.device) -> "Rows":
         """Return the rows on a device; copies from pinned memory do not wait."""
@@ -206,11 +217,20 @@ def _recompute(model: Any, blocks: list[Any], every: int) -> None:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the compute type: for `auto` bf16 where the device multiplies it natively, fp32 otherwise."""
+    """Return the compute type: for `auto` bf16 where the device multiplies it natively, fp32 otherwise.
+
+    Raises UserError for bf16 on a GPU that has none (compute capability below 8.0): the attention kernel wants it.
+    """
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "bf16" and device.type == "cuda" and not has_bf16:
+        major, minor = torch.cuda.get_device_capability(device)
+        got = f"bf16 on {torch.cuda.get_device_name(device)}, of compute capability {major}.{minor}"
+        todo = "write training.precision: fp32, or auto, which is fp32 here"
+        raise UserError("this GPU does not compute in bf16", "training.precision", got, "8.0 or higher", todo)
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bf16" else torch.float32
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if has_bf16 else torch.float32
     # A CPU multiplies bf16 faster than fp32 only in AMX tiles; elsewhere the conversion costs more than it saves.
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if device.type == "cpu" and has_tiles() else torch.float32
