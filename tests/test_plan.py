@@ -50,6 +50,7 @@ def preparations(recipe: Recipe, place: Path) -> tuple[ModelSource, dict[str, Pr
             seed=recipe.seed,
             folders=small_run.folders(place),
             label=role,
+            model_fingerprint=base.fingerprint,
         )
         for role, corpus in corpora.items()
         if corpus is not None
@@ -171,6 +172,14 @@ def test_two_short_texts_name_the_one_budget_that_works_for_both(place: Path) ->
     assert named[1] == f"1.92k, {named[0]}"
     assert foreseen(place, training__stages=named[1].split(", "), **changes).problems == ()
     assert foreseen(place, training__stages=[1920, parse_tokens(named[0]) + 480], **changes).problems != ()
+
+
+def test_sampled_text_of_a_fixed_length_that_is_too_short_says_so(place: Path) -> None:
+    text = {"self_replay": {"tokens": 960, "document_tokens": 40}, "quality": "none", "held_out": {"share": "20%"}}
+    (problem,) = foreseen(place, general=text, training__stages=[40_000]).problems
+    assert problem.where == "training.stages, general"
+    assert "from 768 to be sampled" in str(problem.got)
+    assert str(problem.todo).startswith("leave out general.self_replay.tokens, ")
 
 
 def test_a_shorter_run_leaves_out_the_stages_that_it_does_not_reach(place: Path) -> None:

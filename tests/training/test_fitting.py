@@ -200,6 +200,7 @@ def test_the_memory_that_would_do_is_named_and_does(world: int) -> None:
     named = re.search(r"raise training\.memory to ([\d.]+[MG]B), or", str(met.value.todo))
     assert named is not None, met.value.todo
     weighed(named[1])
+    assert "device" not in str(met.value.todo), "this one has enough"
     with pytest.raises(UserError) as full:
         weighed("1500MB", 2 * GIGA)
     assert "training.memory to" not in str(full.value.todo), "there is not so much"

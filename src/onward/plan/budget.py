@@ -135,7 +135,7 @@ class Supply:
     """The packed sequences that a text gives, and how their number is known."""
 
     sequences: Range
-    basis: Literal["prepared", "at most, by a sample"]
+    basis: Literal["prepared", "at most, by a sample", "to be sampled"]
 
 
 def passes_too_often(sequences_needed: int, sequences: Range, cap: float) -> bool:
@@ -149,17 +149,19 @@ def too_short(texts: Mapping[str, Supply], training: Training, batches: BatchPla
     texts: by role, domain or general. The budget is the one that works for all of them.
     """
     cap, length, problems = training.maximum_repetition, batches.sequence_tokens, []
-    todo = f"add text, {_shorter(texts, training, batches)}or raise training.maximum_repetition"
+    todo = f"{_shorter(texts, training, batches)}or raise training.maximum_repetition"
     for role, text in texts.items():
         wanted, available = batches.needed_sequences()[_place(role)], floor(text.sequences.high)
         if passes_too_often(wanted, text.sequences, cap):
+            # Text to be sampled is too short only where the recipe fixes its length.
+            more = "leave out general.self_replay.tokens" if text.basis == "to be sampled" else "add text"
             needed = f"{token_text(wanted * length)} tokens needed from {token_text(available * length)} {text.basis}"
             problem = UserError(
                 "the token budget is larger than the text allows",
                 f"training.stages, {'corpus' if role == 'domain' else role}",
                 f"{needed}: {wanted / max(available, 1):.1f} repetitions",
                 f"at most {cap:g} repetitions",
-                todo,
+                f"{more}, {todo}",
             )
             problems.append(problem)
     return problems

@@ -127,7 +127,7 @@ def _texts(
         texts.append(text)
         problems += found
         if not found:
-            supplies[role] = Supply(text.sequences, "prepared" if text.basis == "prepared" else "at most, by a sample")
+            supplies[role] = Supply(text.sequences, "at most, by a sample" if text.basis == "estimated" else text.basis)
     return texts, problems + too_short(supplies, training, batches)
 
 

@@ -182,32 +182,33 @@ def _refusal(
     by = 1 if one == "GPU" else world  # processes share what the machine gives
     is_fixed = training.memory != "auto" and training.memory // by <= budget_bytes
     limit = "by training.memory" if is_fixed else "all that is free"
-    needed, ways = _least(weigh(training)), _ways_out(training, weigh, budget_bytes)
+    needed = _least(weigh(training))
+    ways = _ways_out(training, weigh, budget_bytes)
     if is_fixed and needed * by <= most_bytes:
-        ways = f"raise training.memory to {amount(needed * by, 'up').replace(' ', '')}, or {ways}"
+        ways = [f"raise training.memory to {amount(needed * by, 'up').replace(' ', '')}", *ways[:1]]
     return UserError(
         "the training step does not fit into the memory",
         "training.memory",
         # Need is rounded up and room down, so that the two never read the same.
         f"{amount(needed, 'up')} at the least",
         f"at most {amount(budget_bytes, 'down')} for one {one}, {limit}",
-        ways,
+        ", or ".join(ways),
     )
 
 
-def _ways_out(training: Training, weigh: Callable[[Training], list[Option]], budget_bytes: int) -> str:
+def _ways_out(training: Training, weigh: Callable[[Training], list[Option]], budget_bytes: int) -> list[str]:
     """Say what would fit: fixed knobs left to choose, else shorter sequences too, else how much memory is needed."""
     fixed = [f"training.{name}" for name in _KNOBS if getattr(training, name) != "auto"]
     free = training.model_copy(update=dict.fromkeys(_KNOBS, "auto"))
     if fixed and any(option.fits for option in weigh(free)):
-        return f"set {' and '.join(fixed)} to auto"
+        return [f"set {' and '.join(fixed)} to auto"]
     also = f" and {' and '.join(fixed)} to auto" if fixed else ""
     tokens = training.sequence_tokens // 2
     while tokens >= _LEAST_SEQUENCE:
         if any(option.fits for option in weigh(free.model_copy(update={"sequence_tokens": tokens}))):
-            return f"set training.sequence_tokens to {tokens}{also}, or use a smaller model"
+            return [f"set training.sequence_tokens to {tokens}{also}", "use a smaller model"]
         tokens //= 2
-    return f"use a smaller model, or a device that gives {amount(_least(weigh(free)), 'up')} and more"
+    return ["use a smaller model", f"use a device that gives {amount(_least(weigh(free)), 'up')} and more"]
 
 
 def _least(options: list[Option]) -> int:
