@@ -3,11 +3,11 @@
     python benchmarks/evaluation.py [DATA] [--quick] [--shapes tiny,125M] [--threads 1,2] [--precision fp32,bf16]
     python benchmarks/evaluation.py [DATA] --parity [--items 100] [--device cuda]
 
-The same requests, built once by lm-eval's own tasks from evenly spaced items (MMLU: whole subjects, so that five
-examples are shared by as many questions as in reality). Each side runs in a process of its own, in turn, and is timed
-from built requests to log-likelihoods, token ids included; building prompts and loading the model are not. lm-eval
-takes the fastest of its batch sizes 1, 8 and 32. `tiny` is onward/tiny, `125M` has random weights. `needed` is the size
-of the prefix tree of the inputs, which no engine can undercut. The last line is flat JSON.
+The same requests, built once by lm-eval's own tasks from evenly spaced items (MMLU: whole subjects after five examples,
+so that these are shared by as many questions as in reality). Each side runs in a process of its own, in turn, and is
+timed from built requests to log-likelihoods, token ids included; building prompts and loading the model are not.
+lm-eval takes the fastest of its batch sizes 1, 8 and 32. `tiny` is onward/tiny, `125M` has random weights. `needed` is
+the size of the prefix tree of the inputs, which no engine can undercut. The last line is flat JSON.
 
 --parity compares log-likelihoods, accuracies and standard errors with lm-eval's instead, in fp32: all items.
 """
@@ -26,6 +26,7 @@ from statistics import median
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from five_shot import TASK, five_shot
 from onward.model.source import TINY, resolve
 from onward.recipe import TASKS
 from onward.tasks import load_items
@@ -51,14 +52,16 @@ class Size:
     trial_tokens: int
 
 
-_OTHERS = [task for task in TASKS if task != "mmlu"]
+_SOME = {"hellaswag": 16, "arc_easy": 24, "arc_challenge": 24, "piqa": 32, "winogrande": 48, "boolq": 16}
 SIZES = {
-    "tiny": Size(dict.fromkeys(_OTHERS, 150), ("global_facts", "anatomy", "computer_security"), 2, 1 << 15),
-    "125M": Size(dict.fromkeys(_OTHERS, 12) | {"winogrande": 40, "piqa": 24}, ("global_facts",), 1, 2048),
+    "tiny": Size(dict.fromkeys(_SOME, 150), ("management", "global_facts"), 2, 1 << 15),
+    "125M": Size(_SOME, ("management",), 1, 2560),
 }
+"""The subjects with the shortest prompts (396 tokens of onward/tiny; 900 over all): examples longer than these are shared
+by as many questions, and cut where they do not fit the context."""
 QUICK = {
-    "tiny": Size(dict.fromkeys(_OTHERS, 30), ("global_facts",), 1, 1 << 15),
-    "125M": Size(dict.fromkeys(_OTHERS, 3), (), 1, 512),
+    "tiny": Size(dict.fromkeys(_SOME, 30), ("management",), 1, 1 << 15),
+    "125M": Size(dict.fromkeys(_SOME, 3), (), 1, 512),
 }
 
 
@@ -114,7 +117,7 @@ def main() -> None:
     parser.add_argument("--shapes", help="Of tiny, 125M. [default: both]")
     parser.add_argument("--threads", help=f"Threads of each side. [default: 1 and all cores, {cores}]")
     parser.add_argument("--precision", default="fp32", help="Of fp32, bf16. [default: fp32]")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="[default: the seven]")
+    parser.add_argument("--tasks", help=f"[default: the seven; and {TASK} with --parity]")
     parser.add_argument("--items", type=int, help="Items of each task (of each subject, for MMLU with --parity).")
     parser.add_argument("--rounds", type=int, help="Rounds, of which the medians count. [default: 2, 125M: 1]")
     parser.add_argument("--parity", action="store_true", help="Compare the numbers with lm-eval's, not the speed.")
@@ -124,7 +127,7 @@ def main() -> None:
     quick = arguments.quick
     shapes = (arguments.shapes or ("tiny" if quick else "tiny,125M")).split(",")
     threads = [int(n) for n in (arguments.threads or ("1" if quick else f"1,{cores}")).split(",")]
-    tasks = arguments.tasks.split(",")
+    tasks = (arguments.tasks or ",".join((*TASKS, TASK) if arguments.parity else TASKS)).split(",")
     with tempfile.TemporaryDirectory(prefix="evaluation-", dir=arguments.work) as folder:
         if arguments.parity:
             facts = compare_numbers(arguments.data, Path(folder), shapes, tasks, arguments.items, arguments.device)
@@ -146,13 +149,13 @@ def prepare_bench(data: Path, folder: Path, shape: str, size: Size, tasks: Seque
     folder.mkdir()
     counts = {task: items or size.items[task] for task in tasks if task != "mmlu"}
     thinned = thin_bench(data / "bench", folder / "bench", counts)
-    pairs, counted = {}, {}
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    counted: dict[str, int] = {}
     for task in tasks:
         if task == "mmlu":
-            names, bench = [f"mmlu_{subject}" for subject in size.subjects], data / "bench"
+            chosen = five_shot(data / "bench", size.subjects)[1].items if size.subjects else ()
         else:
-            names, bench = [task], thinned
-        chosen = [item for loaded in load_items(names, bench, None).values() for item in loaded.items]
+            chosen = load_items([task], thinned, None)[task].items
         if chosen:
             pairs[task] = [pair for item in chosen for pair in item.requests]
             counted[task] = len(chosen)
@@ -263,7 +266,8 @@ def compare_numbers(
 
     bench = data / "bench"
     if items is not None:
-        bench = thin_bench(bench, folder / "bench", dict.fromkeys(tasks, items))
+        names = {"mmlu" if task == TASK else task for task in tasks}
+        bench = thin_bench(bench, folder / "bench", dict.fromkeys(names, items))
     facts: dict[str, float] = {}
     for shape in shapes:
         print(f"\n{shape}, fp32\n{HEADER}", flush=True)

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from five_shot import TASK, five_shot
 from onward.evaluation.harness import score_task
 from onward.evaluation.language_model import OnwardLM
 from onward.model.load import load_model
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.progress import Silent
-from onward.tasks import load_items
+from onward.tasks import TaskItems, load_items
 from onward.tasks.parts import parts_of
 
 TOLERANCE_NATS = 1e-3
@@ -93,23 +94,34 @@ def agreements(
     peer = open_peer(base, batch_size, "float32", device)
     model, tokenizer = load_model(base, torch.float32, device), read_tokenizer(base)
     for task in tasks:
-        yield agreement(task, data, peer, model, tokenizer, batch_tokens)
+        built, items = five_shot(data) if task == TASK else load_both(task, data)
+        yield agreement(built, items, peer, model, tokenizer, batch_tokens)
+
+
+def load_both(task: str, data: Path) -> tuple[list[Any], TaskItems]:
+    """Return lm-eval's task objects over the documents, and the items that onward scores."""
+    built = [part.build() for part in parts_of(task, data, None) if part.count]
+    return built, load_items([task], data, None)[task]
 
 
 def agreement(
-    task: str, data: Path, peer: Any, model: Any, tokenizer: LoadedTokenizer, batch_tokens: int | None = None
+    built: Sequence[Any],
+    items: TaskItems,
+    peer: Any,
+    model: Any,
+    tokenizer: LoadedTokenizer,
+    batch_tokens: int | None = None,
 ) -> Agreement:
-    """Score one task by the three ways."""
-    built = [part.build() for part in parts_of(task, data, None) if part.count]
-    hf, inside = (by_lm_eval(lm, task, built) for lm in (peer, OnwardLM(model, tokenizer, batch_tokens)))
-    items = load_items([task], data, None)[task]
+    """Score one task by the three ways. built: lm-eval's task objects; items: the same documents as onward's items."""
+    hf, inside = (by_lm_eval(lm, items.task, built) for lm in (peer, OnwardLM(model, tokenizer, batch_tokens)))
     score, rows = score_task(model, tokenizer, items, batch_tokens=batch_tokens, progress=Silent())
     assert score is not None, "all items were scored"
     # Onward has measures of its own beside lm-eval's (`acc_pmi`).
     theirs = (measure for measure in score.measures if measure.name in hf.measures)
-    measures = {measure.name: (measure.value, measure.stderr) for measure in theirs}
-    own = Side(tuple(row.logprobs for row in rows), measures)
-    return Agreement(task, hf, inside, own)
+    own = Side(
+        tuple(row.logprobs for row in rows), {measure.name: (measure.value, measure.stderr) for measure in theirs}
+    )
+    return Agreement(items.task, hf, inside, own)
 
 
 def open_peer(base: Path, batch_size: int, dtype: str, device: str = "cpu") -> Any:

@@ -29,6 +29,7 @@ pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(FOLDER))  # at the end: nothing of it may hide a module of the tests
 
+import five_shot  # noqa: E402
 import parity  # noqa: E402
 import thinned  # noqa: E402
 
@@ -57,7 +58,7 @@ def tiny() -> tuple[Any, ...]:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_share_of_each_task_has_lm_evals_numbers(task: str, share: Path, tiny: tuple[Any, ...]) -> None:
     peer, model, tokenizer = tiny
-    found = parity.agreement(task, share, peer, model, tokenizer)
+    found = parity.agreement(*parity.load_both(task, share), peer, model, tokenizer)
     assert len(found.hf.logprobs) == ITEMS[task] * (57 if task == "mmlu" else 1)
     assert found.inside_nats < parity.TOLERANCE_NATS
     assert found.own_nats < parity.TOLERANCE_NATS
@@ -66,6 +67,17 @@ def test_a_share_of_each_task_has_lm_evals_numbers(task: str, share: Path, tiny:
     assert found.own.printed == found.hf.printed, f"{found.close} items are as close as rounding"
     assert found.inside.printed == found.hf.printed, f"{found.close} items are as close as rounding"
     assert found.agrees
+
+
+def test_five_examples_before_each_question_of_some_subjects(share: Path, tiny: tuple[Any, ...]) -> None:
+    """Among them are prompts longer than the model's context, whose examples are cut."""
+    subjects = ("anatomy", "global_facts", "high_school_european_history", "professional_law")
+    built, items = five_shot.five_shot(share, subjects)
+    peer, model, tokenizer = tiny
+    assert all(item.requests[0][0].count("Answer:") == 6 for item in items.items)
+    found = parity.agreement(built, items, peer, model, tokenizer)
+    assert len(found.hf.logprobs) == len(subjects) * ITEMS["mmlu"]
+    assert found.agrees, (found.inside_nats, found.own_nats, found.close)
 
 
 def plain_bytes(folder: Path, shared: Path) -> Path:
