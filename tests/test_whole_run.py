@@ -325,6 +325,7 @@ def write_bench(folder: Path) -> Path:
         for n in range(6)
     ]
     (folder / "arc/ARC-Easy-Test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "SUBSET").touch()  # they are fewer than were published
     return folder
 
 

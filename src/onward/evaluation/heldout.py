@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,8 @@ def _scored(
             todo = "the model's weights are damaged or overflow; score an earlier checkpoint"
             where = f"{task.replace('held_out:', 'held-out ')} text, document {document.id}"
             raise UserError("the model's likelihoods are not numbers", where, str(result.nats), todo=todo)
-        name, group, source = document.id, document.group, document.source
-        numbers = {"bytes": result.bytes, "tokens": result.tokens}
-        rows.append(ItemRow(task, None, name, group, source, nats=result.nats, **numbers))
+        row = ItemRow(task, None, document.id, document.group, document.source)
+        rows.append(replace(row, nats=result.nats, bytes=result.bytes, tokens=result.tokens))
     return rows
 
 
