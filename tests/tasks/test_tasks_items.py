@@ -106,7 +106,6 @@ REFUSED = [
     ("gsm8k", "needs generation"),
     ("truthfulqa_mc2", r"function of its own[\s\S]*OnwardLM"),
     ("leaderboard", r"needs generation[\s\S]*leaderboard \(leaderboard_math_algebra_hard\)"),
-    ("blimp", r"not the mean over its items[\s\S]*one by one"),
     ("squadv2", "Python class"),
     ("mmmu_val_art", "needs generation"),
 ]
@@ -144,6 +143,17 @@ def test_groups_and_tags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     ]
     with pytest.raises(UserError, match=r"not scored alike[\s\S]*kind: loglikelihood, multiple_choice"):
         definitions("mixed")
+
+
+def test_groups_that_weigh_their_tasks_alike(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(definitions("blimp")) == 67
+    assert harness.is_mean_over_tasks("blimp")
+    assert not harness.is_mean_over_tasks("mmlu_stem")
+    assert not harness.is_mean_over_tasks("lambada")
+    monkeypatch.setattr(harness, "is_mean_over_tasks", lambda task: True)
+    assert len(load_items(["mmlu_stem"], bench, 38)["mmlu_stem"].items) == 38
+    with pytest.raises(UserError, match=r"not the mean over its items[\s\S]*2 to 3 items[\s\S]*multiple of 19"):
+        load_items(["mmlu_stem"], bench, 39)
 
 
 def test_text_with_its_right_continuation(bench: Path) -> None:

@@ -41,6 +41,8 @@ def score_task(
     ranks): only every so-manyth chunk is scored, and there is no score, only the rows; `summarise` joins them. Raises
     UserError when a likelihood is not a number, or a choice has no tokens or does not fit the model.
     """
+    if items.left_out:
+        progress.note(f"{items.task}: lm-eval's {', '.join(items.left_out)} of this task is not computed here")
     progress.begin(f"scoring {items.task}", len(items.items), "items")
     rank, ranks = share
     size = _TEXTS if items.kind == "rolling" else _CHUNK

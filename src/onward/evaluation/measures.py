@@ -12,6 +12,8 @@ from onward.tasks import Item, TaskItems
 _RESAMPLES = 100_000
 _PER_SEED = 1000
 """lm-eval's bootstrap: so many resamples, a thousand of them drawn with each of the seeds 0, 1, 2..."""
+_DRAWN = 1 << 18
+"""Items drawn at one time: 2 MB."""
 
 
 def right_answers(
@@ -100,10 +102,11 @@ def perplexity_error(logprobs: NDArray[np.float64]) -> float | None:
     size = len(logprobs)
     if size < 2:
         return None
-    found = np.empty(_RESAMPLES)
+    step = max(1, min(_PER_SEED, _DRAWN // size))
+    means = []
     for seed in range(_RESAMPLES // _PER_SEED):
         generator = np.random.RandomState([seed])
-        for number in range(seed * _PER_SEED, (seed + 1) * _PER_SEED):
-            drawn = (generator.random_sample(size) * size).astype(np.int64)
-            found[number] = logprobs[drawn].mean()
-    return float(np.exp(-found).std(ddof=1))
+        for start in range(0, _PER_SEED, step):
+            drawn = (generator.random_sample((min(step, _PER_SEED - start), size)) * size).astype(np.int64)
+            means.append(logprobs[drawn].mean(axis=1))
+    return float(np.exp(-np.concatenate(means)).std(ddof=1))

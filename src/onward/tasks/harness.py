@@ -15,7 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from onward.errors import UserError
 from onward.tasks.local import Splits, benchmark_of
-from onward.tasks.names import ROOT, Leaf, leaves
+from onward.tasks.names import ROOT, Leaf, counts_tasks_alike, leaves
 from onward.tasks.revisions import pinned_revision
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def definitions(task: str) -> list[Definition]:
     """Return the lm-eval definitions behind a name: one task, or those of a group or tag in alphabetical order.
 
     Raises UserError for an unknown name (with the nearest), a task that needs generation, pictures or a scoring
-    function of its own, and a group that mixes tasks of different kinds or weighs them otherwise than by their items.
+    function of its own, and a group that mixes tasks of different kinds.
     """
     if task in _PLACES:
         return [_define(Leaf(ROOT / _PLACES[task], {}), task, None)]
@@ -101,6 +101,11 @@ def definitions(task: str) -> list[Definition]:
                 "a group mixes tasks that are not scored alike", f"evaluation.tasks: {task}", got, todo=todo
             )
     return sorted(members, key=lambda member: member.subject or "")
+
+
+def is_mean_over_tasks(task: str) -> bool:
+    """Whether a group's score is the mean over its tasks and not over their items."""
+    return task not in _PLACES and task not in _MMLU and counts_tasks_alike(task)
 
 
 def _define(leaf: Leaf, asked: str, group: str | None) -> Definition:

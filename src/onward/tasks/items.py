@@ -102,9 +102,16 @@ def items_hash(items: Sequence[Item]) -> str:
 
 
 def _load(task: str, data: Path | None, limit: int | None) -> TaskItems:
-    from onward.tasks.harness import templates_compiled_once
+    from onward.tasks.harness import is_mean_over_tasks, templates_compiled_once
 
+    where = f"evaluation.tasks: {task}"
     parts = parts_of(task, data, limit)
+    counts = sorted({part.count for part in parts})
+    # Where all have equally many, lm-eval's two formulas for a group and for its standard error are one.
+    if len(counts) > 1 and is_mean_over_tasks(task):
+        got, expected = f"{counts[0]} to {counts[-1]} items a task", "equally many of each, whose mean it is"
+        todo = f"name its tasks one by one, or set evaluation.limit to a multiple of {len(parts)}"
+        raise UserError("this group's score is not the mean over its items", where, got, expected, todo)
     kind: Kind = parts[0].definition.kind
     items: list[Item] = []
     found: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
@@ -116,12 +123,10 @@ def _load(task: str, data: Path | None, limit: int | None) -> TaskItems:
                 found.add((measures, left_out))
                 items += [_item(task, part, built, index, measures) for index in range(part.count)]
     if not items:
-        raise UserError("a task has no items", f"evaluation.tasks: {task}")
+        raise UserError("a task has no items", where)
     if len(found) > 1:
         got = "; ".join(", ".join(one) for one, _ in sorted(found))
-        raise UserError(
-            "a group mixes tasks with different measures", f"evaluation.tasks: {task}", got, todo="name them one by one"
-        )
+        raise UserError("a group mixes tasks with different measures", where, got, todo="name them one by one")
     chances = [(1 + len(item.also_right)) / len(item.choices) for item in items if item.choices]
     chance = sum(chances) / len(chances) if chances else None
     total, num_fewshot = sum(part.size for part in parts), parts[0].definition.num_fewshot

@@ -30,10 +30,18 @@ class Leaf:
 def leaves(name: str) -> list[Leaf]:
     """Return the tasks behind a name: itself, or all below a group or tag.
 
-    Raises UserError for an unknown name, with the nearest, and for a group whose score is not that of its items.
+    Raises UserError for an unknown name, with the nearest.
     """
     found = list(_leaves(name, {}, (name,)))
     return list({leaf.path: leaf for leaf in found}.values())
+
+
+def counts_tasks_alike(name: str) -> bool:
+    """Whether lm-eval's score of a group is the mean over its tasks, however many items each has."""
+    entry = _entry(name)
+    aggregates = (entry.cfg or {}).get("aggregate_metric_list") if entry is not None else None
+    aggregates = [aggregates] if isinstance(aggregates, dict) else aggregates or []
+    return any(not one.get("weight_by_size", True) for one in aggregates)
 
 
 def _leaves(name: str, overrides: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Leaf]:
@@ -52,11 +60,6 @@ def _leaves(name: str, overrides: Mapping[str, Any], above: tuple[str, ...]) -> 
 
 def _members(group: Mapping[str, Any], overrides: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Leaf]:
     """Yield the tasks of a group's file, or of a group written within another."""
-    aggregates = group.get("aggregate_metric_list") or []
-    aggregates = [aggregates] if isinstance(aggregates, dict) else aggregates
-    if any(not one.get("weight_by_size", True) for one in aggregates):
-        todo = "name its tasks one by one"
-        raise UserError("a group's score is not the mean over its items", f"evaluation.tasks: {above[0]}", todo=todo)
     # What a group says beside its own facts goes for all its tasks, unless the group above says otherwise.
     overrides = {**{key: value for key, value in group.items() if key not in GROUP_FIELD_NAMES}, **overrides}
     members = group.get("task") or []
