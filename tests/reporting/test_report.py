@@ -285,9 +285,9 @@ def test_a_perplexity_is_in_the_table_but_not_among_the_points(synthetic_run):
     (run.folder / "scores/tokens-000100000/manifest.json").unlink()
     files = report(run.folder)
     row = next(row for row in files.summary[-1].rows if row.metric == "perplexity")
-    assert (row.measure, row.before, row.flips, row.verdict) == ("lambada_openai", "20.09", "", "lost")
+    assert (row.measure, row.before, row.flips, row.verdict) == ("LAMBADA", "20.09", "", "lost")
     assert "perplexity" not in (run.folder / "report/tasks.svg").read_text()
-    assert "1 lost (lambada_openai perplexity)" in Page(files.html.read_text()).text
+    assert "1 lost (LAMBADA perplexity)" in Page(files.html.read_text()).text
 
 
 def _add_perplexity(folder, shift):

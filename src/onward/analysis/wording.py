@@ -15,6 +15,11 @@ TITLES = {
     "winogrande": "WinoGrande",
     "boolq": "BoolQ",
     "piqa": "PIQA",
+    "mmlu_continuation": "MMLU, continuations",
+    "openbookqa": "OpenBookQA",
+    "lambada_openai": "LAMBADA",
+    "wikitext": "WikiText-2",
+    "cloze:domain": "Cloze of the domain",
 }
 HOLDS_ZERO = "the interval holds zero"
 MINUS = "\N{MINUS SIGN}"
