@@ -178,28 +178,31 @@ class _Reader:
         count = self._batches.count(step)
         digest = sum(xxhash.xxh3_64_intdigest(ids_T) for ids_T in batch.ids_BT) % 2**63
         number, rows = self._shape
-        cuts = [n * len(self._rows) // number for n in range(number + 1)]
-        parts = [batch.rows(cuts[n], cuts[n + 1]) for n in range(number)]
-        is_pinned = self._device.type == "cuda"
-        micro = tuple(Rows.of(filled_up(part, rows, self._batches.padding_id), is_pinned) for part in parts)
+        filled = filled_up(batch, number, rows, self._batches.padding_id)
+        micro = Rows.cut(filled, number, pin=self._device.type == "cuda")
         return Step(
             step, micro, count.labelled_tokens, count.tokens, count.causal_pairs, count.general_sequences, digest
         )
 
 
-def filled_up(batch: Batch, rows: int, padding_id: int) -> Batch:
-    """Return a batch of `rows` rows: those of a batch, then padding."""
-    missing = rows - len(batch.ids_BT)
-    if not missing:
+def filled_up(batch: Batch, number: int, rows: int, padding_id: int) -> Batch:
+    """Return a batch of `number` times `rows` rows: the rows of a batch, shared out evenly, each share then padding."""
+    have = len(batch.ids_BT)
+    if have == number * rows:
         return batch
+    cuts = [n * have // number for n in range(number + 1)]
+    source = np.full(number * rows, have)  # the row after the last is padding
+    for n in range(number):
+        source[n * rows : n * rows + cuts[n + 1] - cuts[n]] = np.arange(cuts[n], cuts[n + 1])
 
     def fill(array: NDArray[np.int64], value: int) -> NDArray[np.int64]:
-        return np.pad(array, ((0, missing), (0, 0)), constant_values=value)
+        filled: NDArray[np.int64] = np.take(np.pad(array, ((0, 1), (0, 0)), constant_values=value), source, axis=0)
+        return filled
 
     return Batch(
         fill(batch.ids_BT, padding_id),
         fill(batch.labels_BT, NO_TARGET),
         fill(batch.documents_BT, -1),
         fill(batch.positions_BT, 0),
-        np.pad(batch.general_B, (0, missing)),
+        np.pad(batch.general_B, (0, 1))[source],
     )
