@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onward.batches import Batch
 from onward.errors import UserError
+from onward.model.blocks import find_blocks
 from onward.training.attention import ATTENTION
 from onward.training.lean import keep_less
 from onward.training.loss import summed_loss
@@ -170,17 +171,6 @@ def head_changes(config: Any) -> tuple[float, float | None]:
     factor *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
     factor /= float(getattr(config, "logits_scaling", None) or 1.0)
     return factor, getattr(config, "final_logit_softcapping", None)
-
-
-def find_blocks(model: Any) -> list[Any]:
-    """Return the model's decoder blocks in their order; raises UserError when there is no single list of them."""
-    lists = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0]
-    layers = model.config.get_text_config().num_hidden_layers
-    found = [blocks for blocks in lists if len(blocks) == layers]
-    if not found:
-        got = f"{model.config.model_type}: no list of {layers} blocks"
-        raise UserError("this model's blocks cannot be found", "model.base", got)
-    return list(found[0])
 
 
 def _check_attention(model: Any) -> None:
