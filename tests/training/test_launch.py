@@ -2,15 +2,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from onward.errors import UserError
+from onward.training import launch
 from onward.training.launch import (
     STATUS_FILE,
     Place,
+    another_has_said,
     count_gpus,
     find_place,
     first_host,
@@ -20,6 +23,7 @@ from onward.training.launch import (
     tell_status,
 )
 
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SRUN = {
     "SLURM_JOB_ID": "70412",
     "SLURM_STEP_ID": "3",
@@ -107,10 +111,63 @@ def test_the_first_status_that_is_told_counts(tmp_path: Path, monkeypatch: pytes
     tell_status(2)
 
 
+@pytest.mark.parametrize(("status", "expected"), [(2, True), (1, False), (143, False), (None, False)])
+def test_a_rank_knows_whether_another_has_said_what_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, expected: bool
+) -> None:
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
+    if status is not None:
+        timer = threading.Timer(0.2, tell_status, [status])
+        timer.start()
+    assert another_has_said(5.0 if status is not None else 0.1) == expected
+    monkeypatch.delenv(STATUS_FILE)
+    assert not another_has_said(), "started elsewhere, where nobody waits"
+
+
 def test_a_users_error_in_a_rank_has_its_own_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_ranks(["train", str(tmp_path / "missing.yaml")], 2) == 2
     said = capfd.readouterr().err
-    assert said.count("the recipe cannot be read") == 1, "one rank speaks for all"
+    assert said.startswith("error: the recipe cannot be read"), "one rank speaks for all, and torchrun not at all"
+    assert str(tmp_path / "missing.yaml") in said
+    assert not any(word in said for word in ("exitcode", "Traceback", "torch")), said
+
+
+def test_a_rank_that_crashes_is_reported_by_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    crashing = script(tmp_path / "crashing", "kill -9 $$")
+    monkeypatch.setenv("PYTHON_EXEC", str(crashing))
+    assert run_ranks(["train", "x"], 2) not in (0, 2)
+    assert "Signal 9 (SIGKILL)" in capfd.readouterr().err
+
+
+def script(path: Path, *lines: str) -> Path:
+    """A shell script that stands in for Python."""
+    path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("own", [None, "7"], ids=["ours", "the-users"])
+def test_torchrun_gives_ranks_that_are_told_to_end_ten_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv(SHUTDOWN, raising=False)
+    if own is not None:
+        monkeypatch.setenv(SHUTDOWN, own)
+    noting = script(tmp_path / "noting", f"echo ${SHUTDOWN} > {tmp_path}/note")
+    monkeypatch.setattr(launch.sys, "executable", str(noting))
+    assert run_ranks(["train", "x"], 2) == 0
+    assert (tmp_path / "note").read_text().strip() == (own or "600")
+
+
+def test_the_installed_torchrun_understands_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if not hasattr(LaunchConfig, "shutdown_timeout"):
+        pytest.skip("this torch has a fixed 30 seconds")
+    monkeypatch.setenv(SHUTDOWN, "600")
+    assert LaunchConfig(1, 1, 1).shutdown_timeout == 600
 
 
 WAITING = """
@@ -124,12 +181,12 @@ sys.exit(launch.run_ranks(sys.argv[2:], 2))
 
 def test_sigterm_reaches_the_ranks_and_ends_the_launcher(tmp_path: Path) -> None:
     # A stand-in for Python notes how the launcher was ended.
-    stand_in = tmp_path / "python"
-    stand_in.write_text(
-        f"#!/bin/sh\ntrap 'echo ended > {tmp_path}/note; exit 143' TERM\n"
-        f"touch {tmp_path}/up\nwhile :; do sleep 0.05; done\n"
+    stand_in = script(
+        tmp_path / "python",
+        f"trap 'echo ended > {tmp_path}/note; exit 143' TERM",
+        f"touch {tmp_path}/up",
+        "while :; do sleep 0.05; done",
     )
-    stand_in.chmod(0o755)
     launcher = subprocess.Popen([sys.executable, "-c", WAITING, str(stand_in), "train", "x"], env={**os.environ})
     while not (tmp_path / "up").exists():
         assert launcher.poll() is None

@@ -1,22 +1,31 @@
 """Several processes for one run: how they are started, and how each finds its place. Imports no torch."""
 
 import ctypes
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Never
 
 from onward.errors import UserError
 
 STATUS_FILE = "ONWARD_STATUS_FILE"
 """Environment variable: where a failing rank leaves its exit status; torchrun's own is always 1."""
+USER_ERROR = 2
+"""The exit status of a rank that has said what its owner can mend (`onward.command.user_errors`)."""
+_PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+"""How many seconds torchrun waits for ranks that were told to end before it kills them. Its own 30 are not enough for a
+long step and a save. A variable, not the option of torch 2.13: an older torch does not know it, and goes on as ever."""
+_TORCHRUN = "torch.distributed.run"
 
 
 @dataclass(frozen=True)
@@ -107,23 +116,23 @@ class RanksEnded(Exception):
 def run_ranks(command: Sequence[str], processes: int) -> int:
     """Run `onward <command>` as `processes` ranks of this machine by torchrun; return the first failing rank's status.
 
-    torchrun ends every rank when one dies, with its traceback. Its ports are on the loopback interface only. SIGTERM
-    and Ctrl-C are passed on, and every rank saves first.
+    torchrun ends every rank when one dies, with its traceback; it adds nothing to what a rank says of a UserError. Its
+    ports are on the loopback interface only. SIGTERM and Ctrl-C are passed on, and every rank saves first.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    torchrun = [sys.executable, "-m", __name__, _TORCHRUN, "--standalone", "--local-addr", "127.0.0.1"]
     torchrun += ["--nproc-per-node", str(processes), "--max-restarts", "0", "-m", "onward"]
     # torchrun would give each rank one thread; the cores are shared out instead.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     with TemporaryDirectory(prefix="onward-") as folder:
         told = Path(folder) / "status"
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, STATUS_FILE: str(told)}
+        environment = {**_PATIENCE, **os.environ, "OMP_NUM_THREADS": threads, STATUS_FILE: str(told)}
         # A session of its own: a Ctrl-C reaches the ranks once, through torchrun, and not also from the terminal.
         launched = subprocess.Popen(
             [*torchrun, *command], env=environment, start_new_session=True, preexec_fn=_end_with_the_parent
         )
         with _passed_on(launched):
             status = launched.wait()
-        return int(told.read_text()) if told.exists() else status
+        return _told(told) or status
 
 
 def tell_status(status: int) -> None:
@@ -132,6 +141,46 @@ def tell_status(status: int) -> None:
     if path is not None and status:
         with suppress(FileExistsError, FileNotFoundError), open(path, "x") as file:
             file.write(str(status))
+
+
+def _told(path: Path) -> int:
+    """Return the exit status that a failing rank has left, 0 when none has."""
+    with suppress(FileNotFoundError, ValueError):  # a rank that was killed while it wrote has said nothing
+        return int(path.read_text())
+    return 0
+
+
+def another_has_said(seconds: float = 2.0) -> bool:
+    """Whether another rank has said what its owner can mend, so that what this one meets is only the consequence.
+
+    Waits a moment for a rank to tell how it ended, since it closes its connections first.
+    """
+    path = os.environ.get(STATUS_FILE)
+    until = time.monotonic() + seconds
+    while path is not None and not _told(Path(path)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return path is not None and _told(Path(path)) == USER_ERROR
+
+
+def _torchrun(arguments: Sequence[str]) -> Never:
+    """Be torchrun, but without its report and traceback where the ranks have said all that there is to say."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    path = Path(os.environ[STATUS_FILE])
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):  # a filter serves its own logger alone, not those below it
+            logging.getLogger(name).addFilter(lambda record: _told(path) != USER_ERROR)
+    try:
+        main(list(arguments))
+    except ChildFailedError:
+        if _told(path) != USER_ERROR:
+            raise
+    except SignalException:
+        if _told(path) <= 1:  # no rank has said how it ended, or one has crashed
+            raise
+    sys.exit(_told(path))
 
 
 def _end_with_the_parent() -> None:
@@ -159,3 +208,8 @@ def _passed_on(launched: "subprocess.Popen[bytes]") -> Iterator[None]:
         if launched.poll() is None:
             launched.terminate()
             launched.wait()
+
+
+if __name__ == "__main__":
+    assert sys.argv[1] == _TORCHRUN, "named for those who look for it in a list of processes"
+    _torchrun(sys.argv[2:])

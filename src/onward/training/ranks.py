@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from onward.training.launch import Place, find_place, meeting_point
+from onward.training.launch import USER_ERROR, Place, another_has_said, find_place, meeting_point
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)
@@ -102,10 +102,13 @@ def joined(needs_group: bool = False) -> Iterator[Ranks]:
         yield Ranks(place, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
         if place.world > 1:
             dist.barrier()
-    except BaseException:
+    except BaseException as error:
         # NCCL would wait for operations that the other ranks never join; the rank is ended by `leave` instead.
         if device.type == "cpu" or place.world == 1:
             dist.destroy_process_group()
+        # A collective that another rank has left: no word is to be added to what that one says.
+        if place.world > 1 and isinstance(error, RuntimeError) and another_has_said():
+            raise SystemExit(USER_ERROR) from error
         raise
     dist.destroy_process_group()
 
