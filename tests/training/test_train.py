@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -240,6 +241,35 @@ def test_a_record_cut_in_its_last_line_loses_that_line_only(tmp_path: Path) -> N
     record.close()
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1]
     assert [row["event"] for row in read_rows(tmp_path / "events.jsonl")] == ["start", "resume"]
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_what_is_not_a_number_is_null_in_the_record_and_nan_to_who_reads_it(tmp_path: Path) -> None:
+    figures = [(2.0, 1.0), (math.nan, math.inf), (3.0, math.nan)]
+    record = Record(tmp_path, first_step=0)
+    for step, (loss, norm) in enumerate(figures):
+        record.metrics(step=step, loss_nats=loss, gradient_norm=norm, model_flops_utilisation=None)
+    record.event("check", packed_loss_nats=math.nan)
+    record.close()
+    Record(tmp_path, first_step=2).close()  # rewrites the rows that stay
+    for name in ("metrics.jsonl", "events.jsonl"):
+        for line in (tmp_path / name).read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+    good, bad = read_rows(tmp_path / "metrics.jsonl")
+    assert good == {"step": 0, "loss_nats": 2.0, "gradient_norm": 1.0, "model_flops_utilisation": None}
+    assert math.isnan(bad["loss_nats"])
+    assert math.isnan(bad["gradient_norm"])
+    assert bad["model_flops_utilisation"] is None
+
+
+def test_a_row_of_an_older_record_with_a_bare_nan_is_read_and_rewritten(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss_nats": NaN, "gradient_norm": 1.0}\n')
+    assert math.isnan(read_rows(tmp_path / "metrics.jsonl")[0]["loss_nats"])
+    Record(tmp_path, first_step=1).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss_nats": null, "gradient_norm": 1.0}\n'
 
 
 def test_an_earlier_stage_that_was_removed_is_made_anew_alone(place: Path) -> None:

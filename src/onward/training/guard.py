@@ -20,7 +20,8 @@ _LONGEST_CADENCE = 64
 """Losses may become known so many steps late at most."""
 
 Row = Mapping[str, Any]
-"""A row of metrics.jsonl; `step`, `stage`, `loss_nats`, `gradient_norm`, `learning_rate` and `applied` are read."""
+"""A row of metrics.jsonl as `read_rows` gives it, where what is not a number is NaN; `step`, `stage`, `loss_nats`,
+`gradient_norm`, `learning_rate` and `applied` are read."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from onward.artifact import write_text
+
+_NUMBERS = ("loss_nats", "gradient_norm")
+"""Figures of a step that may not be a number: null in the file, since JSON has no NaN, and NaN to who reads it."""
 
 
 class Record:
@@ -38,12 +42,12 @@ class Record:
 
     def metrics(self, **row: Any) -> None:
         """Write one step's figures."""
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(_line(row))
 
     def event(self, event: str, **facts: Any) -> None:
         """Write one event with the time of day."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        self._events.write(json.dumps({"time": time, "event": event, **facts}) + "\n")
+        self._events.write(_line({"time": time, "event": event, **facts}))
 
     def close(self) -> None:
         """Put back the rows of later steps and close both files."""
@@ -64,16 +68,22 @@ def recorded(run_folder: Path, first_step: int, last_step: int) -> Iterator[Reco
         record.close()
 
 
+def _line(row: dict[str, Any]) -> str:
+    row = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    return json.dumps(row) + "\n"
+
+
 def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(_line(row) for row in rows)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL record; a last line cut by a kill is left out."""
+    """Read a JSONL record; a last line cut by a kill is left out, and a loss or norm that is null is NaN."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        rows.append(row | {name: nan for name in _NUMBERS if row.get(name, 0) is None})
     return rows
