@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from circumstances import Notes
 from safetensors.torch import load_file
 
 from onward.errors import UserError
@@ -270,6 +272,46 @@ def test_a_row_of_an_older_record_with_a_bare_nan_is_read_and_rewritten(tmp_path
     assert math.isnan(read_rows(tmp_path / "metrics.jsonl")[0]["loss_nats"])
     Record(tmp_path, first_step=1).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss_nats": null, "gradient_norm": 1.0}\n'
+
+
+def cut_a_file(folder: Path) -> Path:
+    path = next((folder / "state").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def lose_a_file(folder: Path) -> Path:
+    path = folder / "model" / "config.json"
+    path.unlink()
+    return path
+
+
+def break_the_manifest(folder: Path) -> Path:
+    path = folder / "manifest.json"
+    path.write_text("{")
+    return path
+
+
+@pytest.mark.parametrize("damage", [cut_a_file, lose_a_file, break_the_manifest])
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "last"])
+def test_a_damaged_end_of_a_stage_is_named_and_made_anew(
+    place: Path, damage: Callable[[Path], Path], number: int
+) -> None:
+    first = train_in(place, "run")
+    # Copies: what safetensors has read is the file itself, which is about to be damaged.
+    before = [{name: tensor.clone() for name, tensor in state_of(stage.folder).items()} for stage in first]
+    curve = losses(place / "run")
+    other = (first[1 - number].folder / "manifest.json").stat().st_mtime_ns
+    damaged, notes = damage(first[number].folder), Notes()
+    again = train_in(place, "run", progress=notes)
+    assert any("made anew" in note and str(damaged) in note for note in notes.notes)
+    for stage, expected in zip(again, before, strict=True):
+        found = state_of(stage.folder)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert (again[number].model / "config.json").exists()
+    assert (first[1 - number].folder / "manifest.json").stat().st_mtime_ns == other, "the other one is not touched"
+    assert losses(place / "run") == curve
+    assert train_in(place, "run", progress=notes) == again
 
 
 def test_an_earlier_stage_that_was_removed_is_made_anew_alone(place: Path) -> None:

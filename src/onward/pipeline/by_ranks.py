@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from onward.artifact import Folders, read_manifest
+from onward.artifact import Folders
 from onward.progress import Progress
 from onward.recipe import Recipe
+from onward.training.kept import is_whole
 from onward.training.launch import RanksEnded, run_ranks
 from onward.training.stages import points_of, stages_of
 
@@ -30,7 +31,7 @@ def train_by_ranks(
     stages = stages_of(recipe.training, recipe.seed, folder)[:until_stage]
     points = points_of(recipe.training, recipe.evaluation.at, recipe.seed, folder)
     due = (*stages, *(point for point in points if point.number <= len(stages)))
-    if all(read_manifest(place.folder) is not None for place in due):
+    if all(is_whole(place.folder, lambda _: None) for place in due):  # the ranks tell what is damaged
         return stages
     command = ["train", str(folder / "recipe.yaml"), "--until-stage", str(len(stages))]
     command += [] if until_step is None else ["--until-step", str(until_step)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import MANIFEST, Damage, find, read_manifest, remove
+from onward.artifact import MANIFEST, Damage, find, find_damage, read_manifest, remove
 from onward.errors import UserError
 
 _STATE_NAME = re.compile(r"step-\d+")
@@ -49,6 +49,23 @@ def newest(folder: Path, made_at: Callable[[int], Mapping[str, Any]], before: in
         if find(place, made_at(step), damages.append) is not None:
             return Found(place, tuple(damages))
     return Found(None, tuple(damages))
+
+
+def is_whole(folder: Path, damaged: Callable[[Damage], None]) -> bool:
+    """Whether a complete checkpoint is here whose files have the sizes of its manifest; `damaged` is told otherwise.
+
+    Checksums are left out: this is asked of every stage at every start, and what is gone on from is verified by
+    `newest`.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        damaged(Damage(folder / MANIFEST, str(error.got), "a manifest"))
+        return False
+    damage = None if manifest is None else find_damage(folder, manifest, checksums=False)
+    if damage is not None:
+        damaged(damage)
+    return manifest is not None and damage is None
 
 
 def _steps_of(place: Path) -> int | None:

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import disk_errors, find, locked
+from onward.artifact import Damage, disk_errors, find, locked
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 from onward.recipe import Training
+from onward.training.kept import is_whole
 from onward.training.launch import count_gpus
 from onward.training.record import recorded
 from onward.training.stages import COST_KNOBS, Stage, points_of, stages_of
@@ -34,10 +35,11 @@ def train(
     which a model is written as well (`stages.points_of`); the training is the same with and without.
 
     domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
-    while a block of it is waited for (it raises when that is in vain). Returns the stages that are complete. Raises
-    UserError when an input differs from those the run was started with, Interrupted after a signal, once the state is
-    saved.
+    while a block of it is waited for (it raises when that is in vain). A stage's end that is damaged is made anew.
+    Returns the stages that are complete. Raises UserError when an input differs from those the run was started with,
+    Interrupted after a signal, once the state is saved.
     """
+    progress = progress or Silent()
     stages = stages_of(training, seed, run_folder)
     due = stages[:until_stage]
     if until_step is not None:
@@ -47,11 +49,15 @@ def train(
     def made_at(step: int) -> dict[str, Any]:
         return _inputs_at(inputs, stages, step)
 
+    def tell(damage: Damage) -> None:
+        progress.note(f"what a stage has left is damaged and made anew: {damage}")
+
+    def is_made(place: Stage) -> bool:
+        return is_whole(place.folder, tell) and find(place.folder, made_at(place.steps)) is not None
+
     end = due[-1].steps if until_step is None else min(due[-1].steps, until_step)
     points = tuple(point for point in points_of(training, at, seed, run_folder) if point.steps <= end)
-    missing, points = (
-        tuple(place for place in places if find(place.folder, made_at(place.steps)) is None) for places in (due, points)
-    )
+    missing, points = (tuple(place for place in places if not is_made(place)) for places in (due, points))
     if not missing and not points:
         return due
     first, last = (choose((*missing, *points), key=lambda place: place.steps) for choose in (min, max))
@@ -63,7 +69,6 @@ def train(
     from onward.training.session import Session
 
     checkpoints = run_folder / "checkpoints"
-    progress = progress or Silent()
     with joined(needs_group=_may_shard(training)) as ranks, disk_errors(checkpoints), ExitStack() as opened:
         if ranks.is_first:
             opened.enter_context(locked(checkpoints))
