@@ -7,6 +7,7 @@ training step itself (forward and backward passes over every micro-batch, clippi
 device already. MFU is the model's FLOPs (nothing that is computed twice counts twice) over the device's dense bf16
 peak: that of the data sheet, and that of a large matrix product measured here. What would not begin within the minutes
 is left out, and said. The last line is flat JSON. `--device cpu --tiny` runs every part on a small scale, for tests.
+The Trainer needs accelerate, which `pip install .[bench]` brings.
 """
 
 import argparse

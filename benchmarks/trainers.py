@@ -5,6 +5,7 @@
 
 Both read the same packed rows in the same order, with documents kept apart, and make the same updates. The last line
 is flat JSON: the seconds between the ends of two steps, the losses, the peak of memory until the last step's end.
+The Trainer needs accelerate, which `pip install .[bench]` brings.
 """
 
 import json

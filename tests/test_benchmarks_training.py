@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def write_short_texts(path: Path) -> None:
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 30))) for _ in range(200)]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+
+
+def test_what_the_benchmarks_need_beside_onward_is_an_extra() -> None:
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert {re.split("[<>=]", wanted)[0] for wanted in extras["bench"]} == {"accelerate", "datatrove", "spacy"}
+    assert set(extras["bench"]) <= set(extras["dev"])
 
 
 def test_made_rows_are_packed_documents_with_next_tokens_as_labels() -> None:
