@@ -149,14 +149,12 @@ def plan(
     """Say what a run will need before anything is spent: text, steps, memory, hours, disk; refuse what cannot work."""
     import json
 
-    from onward.pipeline import Run
     from onward.plan.figure import write_figure
     from onward.terminal import print_plan
 
-    with working(cache, runs, (gpus, processes)) as work:
-        planned = Run(recipe, set_ or (), work.folders, work.progress, workers, None, work.processes, is_plan=True)
-        foresight = planned.foresee(hardware, measure)
-        figure = None if foresight.problems else write_figure(foresight, planned.folder)
+    with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes), is_plan=True) as opened_run:
+        foresight = opened_run.foresee(hardware, measure)
+        figure = None if foresight.problems else write_figure(foresight, opened_run.folder)
     if as_json:
         typer.echo(json.dumps(foresight.as_json(), ensure_ascii=False))
     else:

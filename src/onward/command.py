@@ -152,16 +152,17 @@ def opened(
     address: str | None = None,
     ranks: tuple[int | None, int | None] = (None, None),
     is_rank: bool = False,
+    is_plan: bool = False,
 ) -> "Iterator[Run]":
     """Open a recipe as a Run that shows its progress, and turn its errors into messages.
 
-    ranks and is_rank: as for `working`.
+    ranks and is_rank: as for `working`; is_plan: as for `Run`.
     """
     with working(cache, runs, ranks, is_rank) as work:
         from onward.pipeline import Run
 
         start = _engine(engine, address)
-        yield Run(recipe, overrides or (), work.folders, work.progress, workers, start, work.processes)
+        yield Run(recipe, overrides or (), work.folders, work.progress, workers, start, work.processes, is_plan)
 
 
 def how_to_score(
