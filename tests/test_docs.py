@@ -45,7 +45,7 @@ NUM_COMMANDS = {
     "docs/training.md": 6,
 }
 NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
-RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "report")
+RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "report")
 LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
 
@@ -93,10 +93,17 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         raise cli.typer.Exit(0)
         yield
 
+    @contextmanager
+    def record_models(*arguments: Any, **more: Any) -> Iterator[None]:
+        calls.append(("models", ""))
+        raise cli.typer.Exit(0)
+        yield
+
     def looked_for(*arguments: Any) -> None:
         raise cli.typer.Exit(0)
 
     monkeypatch.setattr(cli, "opened", record)
+    monkeypatch.setattr(cli, "working", record_models)
     for name in ("find_corpora", "find_corpus"):
         monkeypatch.setattr(f"onward.corpus.inspection.{name}", looked_for)
     return calls
