@@ -222,6 +222,19 @@ def test_other_measures(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_items(["piqa"], bench, 1)
 
 
+def test_examples_before_the_question(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_config(monkeypatch, "mmlu_anatomy", num_fewshot=5)
+    content = load_items(["mmlu_anatomy"], bench, 6)["mmlu_anatomy"]
+    assert content.num_fewshot == 5
+    (definition,) = harness.definitions("mmlu_anatomy")
+    splits = read_local(definition.dataset, definition.subset, bench)
+    theirs = open_task(definition, splits | {"test": splits["test"][:6]})
+    theirs.build_all_requests()
+    ours = [pair for item in content.items for pair in item.requests]
+    assert ours == [instance.args for instance in theirs.instances]
+    assert ours[0][0].count("\nAnswer:") == 6
+
+
 def test_right_answers(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_local("baber/piqa", None, bench)["validation"][0]
     with_config(monkeypatch, "piqa", doc_to_target=lambda document: [1, 0, 1])

@@ -79,10 +79,11 @@ def _packed(value: Any) -> Any:
     return [_packed(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _unpacked(value: Any) -> Any:
+def _unpacked(value: Any, texts: dict[bytes, str]) -> Any:
+    """Equal texts become one: the choices of a question share their prompt."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="surrogatepass")
-    return tuple(_unpacked(one) for one in value) if isinstance(value, list) else value
+        return texts.setdefault(value, value.decode("utf-8", errors="surrogatepass"))
+    return tuple(_unpacked(one, texts) for one in value) if isinstance(value, list) else value
 
 
 def _read(path: Path) -> TaskItems | None:
@@ -92,9 +93,10 @@ def _read(path: Path) -> TaskItems | None:
     try:
         table = pq.read_table(path)
         facts = json.loads(table.schema.metadata[_FACTS])
-        columns = [[_unpacked(value) for value in column.to_pylist()] for column in table.columns]
+        texts: dict[bytes, str] = {}
+        columns = [[_unpacked(value, texts) for value in column.to_pylist()] for column in table.columns]
         items = tuple(Item(*values) for values in zip(*columns, strict=True))
-        found = TaskItems(items=items, **{key: _unpacked(value) for key, value in facts.items()})
+        found = TaskItems(items=items, **{key: _unpacked(value, texts) for key, value in facts.items()})
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     return found if items_hash(items) == found.items_hash else None
