@@ -132,12 +132,12 @@ def test_letters_are_counted_and_a_favourite_scored(tmp_path):
             for i, (g, p) in enumerate(zip(gold, picked, strict=True))
         ]
 
-    comparison = pair(tmp_path, rows(np.zeros(100)), rows(np.array([3] * 60 + [1] * 40)))
+    comparison = pair(tmp_path, rows(np.zeros(100)), rows(np.array([3] * 40 + [1] * 60)))
     (letters,) = comparison.letters
     assert letters.options == ("A", "B", "C", "D")
     assert letters.gold == (10, 20, 30, 40)
-    assert (letters.before, letters.after) == ((100, 0, 0, 0), (0, 40, 0, 60))
-    assert (letters.constant_before, letters.constant_after) == (0.1, 0.4)
+    assert (letters.before, letters.after) == ((100, 0, 0, 0), (0, 60, 0, 40))
+    assert (letters.constant_before, letters.constant_after) == (0.1, 0.2)
     assert pair(tmp_path, task_rows("arc_easy", [True] * 9), task_rows("arc_easy", [True] * 9)).letters == ()
 
 
