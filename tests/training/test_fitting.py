@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mobilellm import known_shape
 
 from onward.errors import UserError
-from onward.model.shape import ModelShape, shape_of
 from onward.recipe import Training
 from onward.training import fitting
 from onward.training.fitting import (
@@ -25,22 +25,6 @@ from onward.training.memory import predict
 from onward.training.strategy import Strategy
 
 GIGA = 10**9
-MOBILELLM_125M: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
-
-
-def shape(**changes: Any) -> ModelShape:
-    found = shape_of(MOBILELLM_125M | changes)
-    assert found is not None
-    return found
 
 
 def training(**knobs: Any) -> Training:
@@ -52,7 +36,7 @@ def chosen(budget_bytes: int, hardware: Hardware | None = None, **knobs: Any) ->
     world = hardware.count if hardware.kind == "cuda" else 1
     return choose(
         training(**knobs),
-        shape(),
+        known_shape(),
         hardware=hardware,
         world=world,
         rows_per_rank=64 // world,
@@ -103,12 +87,12 @@ def test_what_is_chosen_is_the_fastest_that_fits() -> None:
 def test_a_knob_that_the_recipe_fixes_is_the_same_in_all(
     kind: Any, knob: str, value: Any, field: str, expected: Any
 ) -> None:
-    found = candidates(training(**{knob: value}), shape(), kind=kind, world=2, rows_per_rank=32)
+    found = candidates(training(**{knob: value}), known_shape(), kind=kind, world=2, rows_per_rank=32)
     assert {getattr(strategy, field) for strategy in found} == {expected}
 
 
 def test_left_at_auto_every_knob_is_tried() -> None:
-    found = candidates(training(), shape(), kind="cuda", world=2, rows_per_rank=12)
+    found = candidates(training(), known_shape(), kind="cuda", world=2, rows_per_rank=12)
     assert {s.sharding for s in found} == {"none", "zero2", "zero3"}
     assert {s.offload for s in found} == {False, True}
     assert {s.checkpoint_every for s in found} == {0, 1, 2}
@@ -117,14 +101,14 @@ def test_left_at_auto_every_knob_is_tried() -> None:
 
 
 def test_a_cpu_has_nothing_to_offload_to_and_one_rank_nobody_to_share_with() -> None:
-    found = candidates(training(), shape(), kind="cpu", world=1, rows_per_rank=64)
+    found = candidates(training(), known_shape(), kind="cpu", world=1, rows_per_rank=64)
     assert {(s.sharding, s.offload, s.compiled) for s in found} == {("none", False, False)}
     assert max(s.micro_batch for s in found) * 2048 <= 4096
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 33, 100])
 def test_micro_batches_are_even_shares_of_the_rows(rows: int) -> None:
-    found = candidates(training(), shape(), kind="cuda", world=1, rows_per_rank=rows)
+    found = candidates(training(), known_shape(), kind="cuda", world=1, rows_per_rank=rows)
     for micro in {strategy.micro_batch for strategy in found}:
         passes = -(-rows // micro)
         assert -(-rows // passes) == micro
@@ -136,7 +120,7 @@ def test_a_probes_correction_changes_the_choice() -> None:
     plain = chosen(20 * GIGA, hardware)
     worse = choose(
         training(),
-        shape(),
+        known_shape(),
         hardware=hardware,
         world=1,
         rows_per_rank=64,
@@ -184,7 +168,7 @@ def test_the_memory_that_would_do_is_named_and_does(world: int) -> None:
         settings = training(memory=memory)
         return choose(
             settings,
-            shape(),
+            known_shape(),
             hardware=hardware,
             world=world,
             rows_per_rank=32,
@@ -262,7 +246,7 @@ def test_every_retreat_is_predicted_to_need_less() -> None:
     strategy: Strategy | None = Strategy(micro_batch=8, loss_chunk=2048)
     totals = []
     while strategy is not None:
-        use = predict(shape(), strategy, sequence_tokens=2048, world=2, kind="cuda", precision="bf16")
+        use = predict(known_shape(), strategy, sequence_tokens=2048, world=2, kind="cuda", precision="bf16")
         totals.append(use.total)
         strategy = smaller(strategy, training(), kind="cuda", world=2)
     # Once offloaded, weights and state are away: sharding them saves the machine's memory, not the GPU's.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mobilellm import known_shape
 
 from onward.batches import Batch
-from onward.model.shape import ModelShape, shape_of
 from onward.training import memory
 from onward.training.memory import MemoryMeter, MemoryUse, corrected, correction, predict
 from onward.training.network import Network, Rows
@@ -85,16 +85,10 @@ def bytes_per_block(config: Any, precision: torch.dtype, every: int = 0) -> int:
     return totals[1] - totals[0]
 
 
-def small_shape(config: Any) -> ModelShape:
-    found = shape_of(config.to_dict())
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("config", list(configurations()))
 def test_a_block_leaves_what_autograd_saves(config: Any, precision: torch.dtype) -> None:
-    predicted = POSITIONS * memory._saved_per_position(small_shape(config), precision.itemsize, "cpu", False)
+    predicted = POSITIONS * memory._saved_per_position(known_shape(config.to_dict()), precision.itemsize, "cpu", False)
     assert predicted == pytest.approx(bytes_per_block(config, precision), rel=0.06)
 
 
@@ -103,23 +97,9 @@ def test_a_recomputed_block_leaves_its_input() -> None:
     assert bytes_per_block(config, torch.bfloat16, every=1) == pytest.approx(POSITIONS * 64 * 2, rel=0.05)
 
 
-MOBILELLM_125M: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
-
-
 def foreseen(strategy: Strategy = Strategy(), **circumstances: Any) -> MemoryUse:  # noqa: B008
-    shape = shape_of(MOBILELLM_125M)
-    assert shape is not None
     settings: dict[str, Any] = {"sequence_tokens": 2048, "world": 1, "kind": "cuda", "precision": "bf16"}
-    return predict(shape, strategy, **(settings | circumstances))
+    return predict(known_shape(), strategy, **(settings | circumstances))
 
 
 def test_weights_moments_and_gradients_are_four_times_four_bytes_a_parameter() -> None:
