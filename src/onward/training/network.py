@@ -60,14 +60,15 @@ class Rows:
         positions = rows // number * length
         firsts = np.searchsorted(starts, np.arange(number + 1) * positions).tolist()
         arrays = (batch.ids_BT, batch.labels_BT, batch.positions_BT)
-        parts = [torch.from_numpy(np.ascontiguousarray(a).reshape(-1)).split(positions) for a in arrays]
+        flat = [torch.from_numpy(np.ascontiguousarray(array).reshape(number, -1)) for array in arrays]
         micro = []
-        for n, (ids, labels, places) in enumerate(zip(*parts, strict=True)):
+        for n, parts in enumerate(zip(*flat, strict=True)):
             own = starts[firsts[n] : firsts[n + 1]]
             bounds = np.full(max(_LEAST_BOUNDS, 1 << len(own).bit_length()), positions, dtype=np.int32)
             np.subtract(own, n * positions, out=bounds[: len(own)], casting="unsafe")
-            tensors = (ids, labels, places, torch.from_numpy(bounds))
-            micro.append(Rows(*((tensor.pin_memory() for tensor in tensors) if pin else tensors), length))
+            tensors = (*parts, torch.from_numpy(bounds))
+            ids, labels, places, ends = [tensor.pin_memory() for tensor in tensors] if pin else tensors
+            micro.append(Rows(ids, labels, places, ends, length))
         return tuple(micro)
 
     def to(self, device: torch.device) -> "Rows":
