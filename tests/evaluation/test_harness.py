@@ -238,7 +238,7 @@ def assert_same(found: Sequence[ItemRow], expected: Sequence[ItemRow]) -> None:
 
 @pytest.mark.usefixtures("small_chunks")
 def test_ranks_share_the_chunks(shared_data: Path, tiny: tuple[Any, LoadedTokenizer]) -> None:
-    items = load_items(["mmlu"], shared_data / "bench", 14)["mmlu"]
+    items = load_items(["mmlu_anatomy"], shared_data / "bench", 14)["mmlu_anatomy"]
     whole, rows = score(tiny, items)
     shares = [score_task(*tiny, items, batch_tokens=512, progress=Silent(), share=(rank, 3)) for rank in range(3)]
     assert [found for found, _ in shares] == [None] * 3

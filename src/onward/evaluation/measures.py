@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.evaluation.scores import ItemRow, Measure
+from onward.statistics import mean_stderr, pooled_sample_stderr
 from onward.tasks import Item, TaskItems
 
 _RESAMPLES = 100_000
@@ -78,19 +79,15 @@ _OF_TEXTS: dict[str, tuple[_Size, Callable[[float, int], float]]] = {
 
 
 def standard_error(correct: NDArray[np.float64], subjects: Sequence[str | None]) -> float:
-    """Return the standard error of the mean of `correct` [items], within subjects where a task has them.
+    """Return the standard error of the mean of `correct` [items], within subjects where a task has them, as lm-eval's.
 
-    One group: sample standard deviation / sqrt(n), lm-eval's `mean_stderr`. Several (MMLU): the pooled variance,
-    sum of squared deviations from the subjects' means / (n - subjects), lm-eval's `pooled_sample_stderr`. nan where
-    no group has two items.
+    nan where no subject has two items.
     """
     labels = np.array([subject or "" for subject in subjects])
-    names = sorted(set(labels.tolist()))
-    size = len(correct)
-    if size <= len(names):
-        return math.nan
-    squares = sum(float(((correct[labels == name] - correct[labels == name].mean()) ** 2).sum()) for name in names)
-    return math.sqrt(squares / (size - len(names)) / size)
+    parts = [correct[labels == name] for name in sorted(set(labels.tolist()))]
+    if len(parts) == 1:
+        return mean_stderr(correct)
+    return pooled_sample_stderr([mean_stderr(part) for part in parts], [len(part) for part in parts])
 
 
 def perplexity_error(logprobs: NDArray[np.float64]) -> float | None:
