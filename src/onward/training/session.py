@@ -85,7 +85,8 @@ class Session:
             run_folder / "checkpoints", made_at, ranks, training.keep_checkpoints, self._writes_in_background()
         )
         here = ranks.place.local_world
-        self._budget = budget(training.memory, self.hardware, free_memory_bytes(self.hardware.kind), here)
+        self._free_bytes = free_memory_bytes(self.hardware.kind)
+        self._budget = budget(training.memory, self.hardware, self._free_bytes, here)
         self.choice = self._choose()
         self.strategy: Strategy = self.choice.strategy
         self.guard = GuardWindow.of(training.guard, None)
@@ -106,6 +107,7 @@ class Session:
             rows_per_rank=-(-self.plan.sequences_per_step // self.ranks.world),
             precision=self.precision_name,
             budget_bytes=min(self.ranks.gather(self._budget)),
+            free_bytes=self._free_bytes,
             compiled=self._compiles(),
             factor=factor,
         )
