@@ -43,7 +43,8 @@ class Job:
 class Measured:
     """What a task took on one side.
 
-    seconds: from built requests to log-likelihoods; encoding_seconds: those that made token ids of texts.
+    seconds: from built requests to log-likelihoods; encoding_seconds: those that made token ids of texts;
+    cpu_seconds: of the processor, all threads together.
     computed_tokens: positions that forward passes computed, padding included; row_tokens: those of the distinct
     inputs that lm-eval computes, without padding; needed_tokens: size of the prefix tree of these inputs.
     batch_size: lm-eval's. logprobs: nats of every request.
@@ -51,6 +52,7 @@ class Measured:
 
     seconds: float
     encoding_seconds: float
+    cpu_seconds: float
     computed_tokens: int
     row_tokens: int
     needed_tokens: int
@@ -70,13 +72,13 @@ def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     for task, pairs in requests.items():
         Scorer(model).score(encode_requests(tokenizer, pairs[:WARM_UP]))
         scorer = Scorer(model)
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         encoded = encode_requests(tokenizer, pairs)
         between = time.perf_counter()
         scored = scorer.score(encoded)
-        end = time.perf_counter()
+        end, cpu = time.perf_counter(), time.process_time() - start_cpu
         tally, nats = scorer.tally, [one.logprob for one in scored]
-        facts = (end - start, between - start, tally.computed_tokens, 0, tally.needed_tokens, 0)
+        facts = (end - start, between - start, cpu, tally.computed_tokens, 0, tally.needed_tokens, 0)
         measured[task] = Measured(*facts, nats)
     return measured
 
@@ -94,11 +96,11 @@ def score_lm_eval(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
         size = best_batch_size(job, peer, watch, pairs)
         peer.batch_size_per_gpu = size
         watch.restart()
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         answers = peer.loglikelihood(_instances(pairs), disable_tqdm=True)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
         rows = {(*before, *after)[-peer.max_length - 1 : -1] for _, before, after in watch.encoded}
-        facts = (seconds, seconds - watch.seconds, watch.tokens, sum(map(len, rows)), tree_tokens(rows), size)
+        facts = (seconds, seconds - watch.seconds, cpu, watch.tokens, sum(map(len, rows)), tree_tokens(rows), size)
         measured[task] = Measured(*facts, [float(nats) for nats, _ in answers])
     return measured
 

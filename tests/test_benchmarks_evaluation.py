@@ -41,11 +41,12 @@ def test_both_sides_score_the_same_requests(shared_data: Path) -> None:
     pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
     settings = ["--quick", "--shapes", "tiny", "--threads", "1", "--tasks", "piqa,winogrande", "--items", "4"]
     facts = last_line_of(str(shared_data), *settings)
-    assert facts["largest_difference_nats"] < 1e-3
+    assert facts["largest_difference_nats_fp32"] < 1e-3
     name = "piqa_tiny_fp32_1_thread"
     speeds = [facts[f"{side}_items_per_s_{name}"] for side in ("onward", "lm_eval")]
     assert facts["ratio_vs_lm_eval_piqa"] == pytest.approx(speeds[0] / speeds[1], rel=1e-3)
     assert facts[f"onward_requests_per_s_{name}"] == pytest.approx(2 * speeds[0], rel=1e-3)
+    assert facts[f"cpu_time_ratio_{name}"] > 0
     assert 0 <= facts[f"lm_eval_padding_share_{name}"] < 1
     for side in ("onward", "lm_eval"):
         assert facts[f"{side}_computed_tokens_{name}"] >= facts[f"needed_tokens_{name}"] > 0
