@@ -76,14 +76,12 @@ def alike(ours: tuple[str, ...], theirs: tuple[str, ...], text: str, other: str)
 
 def by_rank(
     scores: NDArray[np.float64], answer: float, rank: int, distractors: int, generator: np.random.Generator
-) -> NDArray[np.int64] | None:
-    """Draw distractors so that `rank` of them score above the answer and the others below; None where there are not.
+) -> NDArray[np.int64]:
+    """Draw distractors so that `rank` of them score above the answer and the others below; there must be so many.
 
-    scores: of the pool by the n-gram model [pool].
+    scores: of the pool by the n-gram model [pool]. Returns places in the pool.
     """
     above, below = np.flatnonzero(scores > answer), np.flatnonzero(scores < answer)
-    if len(above) < rank or len(below) < distractors - rank:
-        return None
     chosen = [generator.choice(above, rank, replace=False), generator.choice(below, distractors - rank, replace=False)]
     return np.concatenate(chosen).astype(np.int64)
 

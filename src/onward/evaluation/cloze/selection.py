@@ -16,9 +16,9 @@ from onward.evaluation.cloze.terms import Terms
 from onward.evaluation.cloze.words import BOUNDARY, Document, Ids
 from onward.progress import Progress
 
-PER_DOCUMENT = 8
+PER_DOCUMENT = 10
 """Most items of one document, so that no long one is the whole benchmark."""
-_TERMS = 3
+_TERMS = 4
 """Terms looked at for each item that a document may give, the most telling ones."""
 _SPARE = 3
 """Items proposed for each one wanted: some are dropped to balance what the n-gram model knows."""
@@ -83,27 +83,21 @@ def choose(
     generator: np.random.Generator,
     rejected: Counter[str],
 ) -> list[ClozeItem]:
-    """Choose items with distractors such that the right term is the n-gram model's first choice in a quarter of them.
+    """Choose items, with distractors such that the n-gram model is right in exactly a quarter of them, by lot.
 
-    It is as often its second, third and last choice: dropping what the model solves would leave items on which its
-    guesses are wrong, and whoever believes the opposite of it would be right.
+    Whether the right term is the model's first, second, third or last choice is drawn for each item, and only items
+    that could have had each of the four are taken. Dropping what the model solves would leave items on which it is
+    wrong: whoever believes the opposite of it would be right. Filling quotas from items of all sorts would do the same
+    within each sort: the model would be right on frequent terms and wrong on rare ones.
     """
-    quota = wanted // CHOICES
-    by_place: list[list[ClozeItem]] = [[] for _ in range(CHOICES)]
-    for proposal in proposals:
-        places = [rank for rank in _feasible(proposal) if len(by_place[rank]) < quota]
-        if not places:
-            rejected["the n-gram model's choice is too clear"] += 1
-            continue
-        rank = min(places, key=lambda place: len(by_place[place]))
+    free = [proposal for proposal in proposals if _is_free(proposal)]
+    rejected["the n-gram model is too sure"] += len(proposals) - len(free)
+    free = free[: min(wanted, len(free)) // CHOICES * CHOICES]
+    ranks = [rank for _ in range(0, len(free), CHOICES) for rank in generator.permutation(CHOICES).tolist()]
+    items = []
+    for proposal, rank in zip(free, ranks, strict=True):
         chosen = by_rank(proposal.scores, proposal.answer, rank, CHOICES - 1, generator)
-        assert chosen is not None, "the rank is feasible"
-        by_place[rank].append(_item(proposal, material, chosen, generator))
-        if sum(map(len, by_place)) == quota * CHOICES:
-            break
-    kept = min(map(len, by_place))
-    rejected["left out to balance the n-gram model"] += sum(len(items) - kept for items in by_place)
-    items = [item for items in by_place for item in items[:kept]]
+        items.append(_item(proposal, material, chosen, generator))
     return sorted(items, key=lambda item: item.id)
 
 
@@ -176,10 +170,10 @@ def _rows(material: Material, number: int, place: int, terms: list[int]) -> Ids:
     return np.concatenate([rows[0], fold, rows[1]], axis=1).astype(np.int32)
 
 
-def _feasible(proposal: Proposal) -> list[int]:
-    """Return how many distractors may score above the right term."""
+def _is_free(proposal: Proposal) -> bool:
+    """Return whether the pool allows the right term to be any of the n-gram model's choices."""
     above, below = (proposal.scores > proposal.answer).sum(), (proposal.scores < proposal.answer).sum()
-    return [rank for rank in range(CHOICES) if above >= rank and below >= CHOICES - 1 - rank]
+    return bool(min(above, below) >= CHOICES - 1)
 
 
 def _item(

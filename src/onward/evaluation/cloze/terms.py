@@ -10,8 +10,8 @@ from onward.evaluation.cloze.words import BOUNDARY, Ids, Vocabulary
 
 STOP_SHARE = 0.05
 """A word of more than this share of the documents is no term."""
-MINIMUM_COUNT = 5
-"""Occurrences over all: of a rarer term nobody can have learned anything, and its frequency is chance."""
+MINIMUM_COUNT, MINIMUM_PER_MILLION = 5, 20
+"""Occurrences over all, and in a million words: rarer ones are met once or twice in a short training."""
 MINIMUM_IN_DOCUMENT = 2
 MINIMUM_KEYNESS = 5.0
 """How many times more frequent in a document than in all: what the document is about."""
@@ -122,7 +122,7 @@ def _names(
     )
     forms = np.stack([keys // len(shapes), keys % len(shapes)], axis=1)
     single = np.bincount(stream.surfaces, minlength=len(shapes))
-    bound = (counts >= MINIMUM_COUNT) & (counts >= 0.3 * single[forms].min(axis=1))
+    bound = (counts >= _minimum_count(stream)) & (counts >= 0.3 * single[forms].min(axis=1))
     number = np.cumsum(bound) - 1
     chosen = bound[which]
     return forms[bound], places[chosen], number[which[chosen]]
@@ -138,13 +138,17 @@ def _tellings(stream: Stream, places: Longs, numbers: Longs, counts: Longs) -> t
     keyness = within / sizes[document] / (counts[term] / len(stream.surfaces))
     telling = (
         (within >= MINIMUM_IN_DOCUMENT)
-        & (counts[term] >= MINIMUM_COUNT)
+        & (counts[term] >= _minimum_count(stream))
         & (spread[term] >= 2)
         & (spread[term] <= max(3.0, STOP_SHARE * stream.num_documents))
         & (keyness >= MINIMUM_KEYNESS)
     )
     weight = within * np.log(stream.num_documents / spread[term])
     return document[telling], term[telling], within[telling], weight[telling]
+
+
+def _minimum_count(stream: Stream) -> float:
+    return max(MINIMUM_COUNT, MINIMUM_PER_MILLION * len(stream.surfaces) / 1e6)
 
 
 def _profiles(stream: Stream, places: Longs, numbers: Longs, forms: NDArray[np.int32]) -> Floats:
