@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from onward.errors import UserError
-from onward.training import launch
 from onward.training.launch import (
     STATUS_FILE,
     Place,
@@ -156,7 +155,7 @@ def test_torchrun_gives_ranks_that_are_told_to_end_ten_minutes(
     if own is not None:
         monkeypatch.setenv(SHUTDOWN, own)
     noting = script(tmp_path / "noting", f"echo ${SHUTDOWN} > {tmp_path}/note")
-    monkeypatch.setattr(launch.sys, "executable", str(noting))
+    monkeypatch.setattr(sys, "executable", str(noting))
     assert run_ranks(["train", "x"], 2) == 0
     assert (tmp_path / "note").read_text().strip() == (own or "600")
 
@@ -173,7 +172,6 @@ def test_the_installed_torchrun_understands_it(monkeypatch: pytest.MonkeyPatch) 
 WAITING = """
 import signal, sys, time
 from pathlib import Path
-from onward.training import launch
 launch.sys.executable = sys.argv[1]
 sys.exit(launch.run_ranks(sys.argv[2:], 2))
 """
