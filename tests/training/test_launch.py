@@ -172,6 +172,7 @@ def test_the_installed_torchrun_understands_it(monkeypatch: pytest.MonkeyPatch) 
 WAITING = """
 import signal, sys, time
 from pathlib import Path
+from onward.training import launch
 launch.sys.executable = sys.argv[1]
 sys.exit(launch.run_ranks(sys.argv[2:], 2))
 """
