@@ -5,6 +5,7 @@ Three ways to the same numbers: lm-eval's `hf` model in lm-eval's evaluator; our
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,17 @@ class Side:
     """What one way says of a task: log-likelihoods of every item's choices, in nats; (value, stderr) by measure."""
 
     logprobs: tuple[tuple[float, ...], ...]
-    measures: dict[str, tuple[float, float]]
+    measures: dict[str, tuple[float, Any]]
 
     @property
     def printed(self) -> dict[str, str]:
         """The measures as lm-eval prints them, to four digits."""
-        return {name: f"{value:.4f} ± {error:.4f}" for name, (value, error) in self.measures.items()}
+        return {name: f"{value:.4f} ± {_digits(error)}" for name, (value, error) in self.measures.items()}
+
+
+def _digits(error: Any) -> str:
+    """A single item has no standard error: `N/A` in lm-eval, None or not a number here."""
+    return f"{error:.4f}" if isinstance(error, float) and math.isfinite(error) else "none"
 
 
 @dataclass(frozen=True)
