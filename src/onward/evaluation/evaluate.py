@@ -19,14 +19,11 @@ from onward.tasks.questions import item_facts
 from onward.training.launch import RanksEnded, count_gpus, find_place, run_ranks
 
 if TYPE_CHECKING:
-    import torch
-
     from onward.model.tokenizer import LoadedTokenizer
     from onward.tasks import TaskItems
 
 _METHOD = 2
 """Raised when scores of the same inputs would come out different, so that older ones are not taken for them."""
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 65_536
 _JOB = "job.json"
 RANK_COMMAND = "score-share"
 """The command, hidden from people, that a rank of an evaluation runs (`score_share`)."""
@@ -250,16 +247,6 @@ class _Scoring:
         return texts, tasks, rows
 
     @cached_property
-    def _device(self) -> "torch.device":
-        from onward.training.ranks import choose_device
-
-        return choose_device(find_place())
-
-    @cached_property
-    def _batch_tokens(self) -> int:
-        return _GPU_BATCH_TOKENS if self._device.type == "cuda" else _CPU_BATCH_TOKENS
-
-    @cached_property
     def _tokenizer(self) -> "LoadedTokenizer":
         from onward.model.tokenizer import read_tokenizer
 
@@ -273,9 +260,10 @@ class _Scoring:
         import torch
 
         from onward.model.load import load_model
+        from onward.training.ranks import choose_device
 
         dtype = torch.bfloat16 if self.job.evaluation.precision == "bf16" else torch.float32
-        return load_model(self.job.model, dtype, str(self._device))
+        return load_model(self.job.model, dtype, str(choose_device(find_place())))
 
     def _items(self) -> "dict[str, TaskItems]":
         from onward.tasks import load_items
@@ -299,7 +287,7 @@ class _Scoring:
             name,
             folder / "held_out.parquet",
             tokens=evaluation.held_out_tokens,
-            batch_tokens=self._batch_tokens,
+            batch_tokens=None,
             resamples=evaluation.resamples,
             seed=self.job.seed,
             progress=self.progress,
@@ -315,7 +303,7 @@ class _Scoring:
             self._model,
             self._tokenizer,
             items,
-            batch_tokens=self._batch_tokens,
+            batch_tokens=None,
             progress=self.progress,
             touched=touched,
             done=self.done.get(items.task, ()),

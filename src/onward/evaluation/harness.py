@@ -27,7 +27,7 @@ def score_task(
     tokenizer: LoadedTokenizer,
     items: TaskItems,
     *,
-    batch_tokens: int,
+    batch_tokens: int | None,
     progress: Progress,
     touched: Mapping[str, str] = NOT_TOUCHED,
     done: Sequence[ItemRow] = (),
@@ -94,7 +94,7 @@ def _rows(
     tokenizer: LoadedTokenizer,
     items: TaskItems,
     chunk: Sequence[Item],
-    batch_tokens: int,
+    batch_tokens: int | None,
     touched: Mapping[str, str],
 ) -> list[ItemRow]:
     if items.kind == "rolling":
@@ -105,7 +105,7 @@ def _rows(
 
 
 def _question_rows(
-    model: Any, tokenizer: LoadedTokenizer, items: TaskItems, chunk: Sequence[Item], batch_tokens: int
+    model: Any, tokenizer: LoadedTokenizer, items: TaskItems, chunk: Sequence[Item], batch_tokens: int | None
 ) -> Iterator[ItemRow]:
     """Yield the row of each item; its `tokens` are those of its longest request that the model could not take."""
     pairs = [pair for item in chunk for pair in (*item.requests, *item.unconditional)]
@@ -142,7 +142,9 @@ def _answered(
     return replace(row, gold=item.gold, predicted=int(np.argmax(row.logprobs)), right=right)
 
 
-def _text_rows(model: Any, tokenizer: LoadedTokenizer, chunk: Sequence[Item], batch_tokens: int) -> Iterator[ItemRow]:
+def _text_rows(
+    model: Any, tokenizer: LoadedTokenizer, chunk: Sequence[Item], batch_tokens: int | None
+) -> Iterator[ItemRow]:
     """Yield the row of each whole text, scored in windows as lm-eval's `loglikelihood_rolling`."""
     limit = context_length(model)
     windows = [rolling_windows(tokenizer, str(item.text), limit) for item in chunk]

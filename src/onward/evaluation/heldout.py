@@ -42,7 +42,7 @@ def score_held_out(
     file: Path,
     *,
     tokens: int | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
     resamples: int,
     seed: int,
     progress: Progress,
@@ -84,7 +84,7 @@ def score_held_out(
 
 
 def _scored(
-    model: Any, tokenizer: LoadedTokenizer, task: str, documents: Sequence[_Document], batch_tokens: int
+    model: Any, tokenizer: LoadedTokenizer, task: str, documents: Sequence[_Document], batch_tokens: int | None
 ) -> list[ItemRow]:
     rows = []
     results = score_documents(model, tokenizer, [document.text for document in documents], batch_tokens)

@@ -89,6 +89,8 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
             todo = f"choose another folder with --out, or remove {folder}"
             raise replace(error, todo=todo) from None
         prompts = folders.cache / "prompts"
+        if len(sources) > 1:
+            progress.note(f"{name}:")
         scores = evaluate(source, **inputs, folder=folder, progress=progress, processes=how.processes, prompts=prompts)
         scored.append(ScoredModel(name, folder, scores))
     return tuple(scored)
