@@ -159,12 +159,12 @@ def _saved_per_position(shape: ModelShape, width: int, kind: Kind, compiled: boo
 
     A norm keeps what goes in and a scale, and the projections behind it what comes out; SDPA keeps q, k, v, its output
     and an fp32 log-sum-exp, and the output projection a copy of that output; a gated MLP keeps gate, up and their
-    product (`lean`). On a GPU one kernel for all documents wants keys and values repeated for every query head.
+    product (`lean`). On a GPU one kernel for all documents keeps q, k, v and its output, which needs no copy.
     Compiled blocks compute elementwise steps again: an estimate of what they keep, to be corrected by a measurement.
     """
     hidden, inner = shape.hidden, shape.intermediate
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    in_attention = 4 * q if kind == "cuda" else 3 * q + 2 * k
+    in_attention = (2 if kind == "cuda" else 3) * q + 2 * k
     if compiled:
         return width * (4 * hidden + 2 * q + in_attention + (3 if shape.gated else 2) * inner) + _FP32 * shape.heads
     # Gemma's norms add one to the weight and its MLP has another activation: both are computed as written.
