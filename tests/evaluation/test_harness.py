@@ -16,7 +16,7 @@ from onward.evaluation.harness import rolling_windows, score_task, summarise
 from onward.evaluation.measures import perplexity_error, right_answers, standard_error
 from onward.evaluation.scores import ItemRow, TaskScore, read_rows, write_rows
 from onward.model.load import load_model
-from onward.model.score import Request
+from onward.model.score import Request, encode_requests
 from onward.model.source import TINY, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.progress import Silent
@@ -178,6 +178,16 @@ def test_measures_of_whole_texts_by_hand() -> None:
     assert without.measures[0].stderr is None
 
 
+def test_rows_may_come_in_any_order() -> None:
+    made = tuple(Item("l", None, str(n), str(n), (("a", " b"),), (), 0) for n in range(9))
+    content = TaskItems("l", "loglikelihood", made, 9, "hash", 0, None, ("perplexity", "acc"))
+    rows = [ItemRow("l", None, str(n), str(n), right={"acc": n > 4}, nats=float(n), tokens=0) for n in range(9)]
+    found = summarise(content, rows)
+    assert found.measures[0].value == pytest.approx(math.exp(4))
+    assert (found.measures[0].higher_is_better, found.measures[1].value) == (False, pytest.approx(4 / 9))
+    assert summarise(content, rows[::-1]) == found, "the bootstrap draws by place"
+
+
 def test_windows_score_every_token_once(tiny: tuple[Any, LoadedTokenizer]) -> None:
     _, tokenizer = tiny
     text = "The river ran past the mill, and the children watched. " * 12
@@ -256,6 +266,14 @@ def test_cut_contexts_are_counted(shared_data: Path, tiny: tuple[Any, LoadedToke
     found, rows = score(tiny, items)
     assert found.truncated == sum((row.tokens or 0) > 0 for row in rows) > 0
     assert summarise(items, rows).truncated == found.truncated
+    requests = encode_requests(tiny[1], list(items.items[0].requests))
+    # The last token is only predicted: a model of n tokens takes a request of n + 1.
+    needed = max(len(request.context) + len(request.continuation) for request in requests) - 1
+    one = replace(items, items=items.items[:1])
+    for context, cut in ((needed, 0), (needed - 1, 1)):
+        model.config.max_position_embeddings = context
+        found, (row,) = score(tiny, one)
+        assert (found.truncated, row.tokens) == (cut, cut)
 
 
 def test_what_cannot_be_scored_is_said_with_its_place(shared_data: Path, tiny: tuple[Any, LoadedTokenizer]) -> None:

@@ -271,6 +271,11 @@ def test_kept_prompts(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_items(names, bench, 6, tmp_path) == built
     assert asked == ["mmlu", "lambada_openai"]
     assert load_items(names, bench, 6, tmp_path) == built
+    first = replace(built["arc_challenge"].items[0], gold=3)
+    other = replace(built["arc_challenge"], items=(first, *built["arc_challenge"].items[1:]))
+    assert first != built["arc_challenge"].items[0]
+    kept._write(whole, other)
+    assert kept._read(whole) is None, "its hash is that of other items"
     assert load_items(["mmlu"], bench, 7, tmp_path) == {"mmlu": built["mmlu"]}
     assert asked == ["mmlu", "lambada_openai", "mmlu"], "another limit is another file"
 

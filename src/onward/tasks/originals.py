@@ -177,9 +177,8 @@ def wikitext(path: Path) -> list[Document]:
     """Articles of the file as published: each begins with its title, ` = Title = `."""
     pages: list[list[str]] = [[]]
     for _, line in read_lines(path):
-        stripped = line.strip()
         # Deeper headings are ` = = Section = = `.
-        if re.fullmatch(r"= [^=].* =", stripped) and not stripped.endswith("= ="):
+        if re.fullmatch(r"= [^=].* =", line.strip()):
             pages.append([])
         pages[-1].append(line)
     return [{"page": "".join(page)} for page in pages if "".join(page).strip()]
