@@ -74,9 +74,10 @@ def measure(case: Case, steps: int) -> Measured:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401  (the baseline holds the libraries)
 
+    from onward.model.heap import keep_freed_memory, return_freed_memory
     from onward.model.shape import shape_of
     from onward.recipe import Optimizer
-    from onward.training.memory import MemoryMeter, keep_freed_memory, predict, return_freed_memory
+    from onward.training.memory import MemoryMeter, predict
     from onward.training.network import Network
     from onward.training.optimizer import build_optimizer
     from onward.training.parallel import clip

@@ -209,7 +209,7 @@ def test_keeping_freed_memory_spares_the_kernel_from_clearing_it_again() -> None
     code = """
 import resource
 import torch
-from onward.training.memory import keep_freed_memory
+from onward.model.heap import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):

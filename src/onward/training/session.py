@@ -14,6 +14,7 @@ import torch
 from onward.batches import Batches, plan_batches
 from onward.corpus.store import open_corpus
 from onward.errors import RankError, UserError
+from onward.model.heap import keep_freed_memory, return_freed_memory
 from onward.model.load import export_model, stored_dtype
 from onward.model.shape import read_shape
 from onward.model.source import ModelSource
@@ -26,7 +27,7 @@ from onward.training.fitting import Choice, budget, choose, free_memory_bytes, r
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
 from onward.training.learner import Learner, is_out_of_memory
-from onward.training.memory import correction, keep_freed_memory, return_freed_memory
+from onward.training.memory import correction
 from onward.training.network import Rows, choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
