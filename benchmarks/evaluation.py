@@ -27,7 +27,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from five_shot import TASK, five_shot
 from onward.model.source import TINY, resolve
 from onward.recipe import TASKS
 from onward.tasks import load_items
@@ -38,6 +37,7 @@ from thinned import thin_bench
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _CONTEXT = 2048
+FIVE_SHOT = "mmlu@5"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--shapes", help="Of tiny, 125M. [default: both]")
     parser.add_argument("--threads", help=f"Threads of each side. [default: 1 and all cores, {cores}]")
     parser.add_argument("--precision", default="fp32", help="Of fp32, bf16. [default: fp32]")
-    parser.add_argument("--tasks", help=f"[default: the seven; and {TASK} with --parity]")
+    parser.add_argument("--tasks", help=f"[default: the seven; and {FIVE_SHOT} with --parity]")
     parser.add_argument("--items", type=int, help="Items of each task (of each subject, for MMLU with --parity).")
     parser.add_argument("--rounds", type=int, help="Rounds, of which the medians count. [default: 2, 125M: 1]")
     parser.add_argument("--parity", action="store_true", help="Compare the numbers with lm-eval's, not the speed.")
@@ -135,7 +135,7 @@ def main() -> None:
     quick = arguments.quick
     shapes = (arguments.shapes or ("tiny" if quick else "tiny,125M")).split(",")
     threads = [int(n) for n in (arguments.threads or ("1" if quick else f"1,{cores}")).split(",")]
-    tasks = (arguments.tasks or ",".join((*TASKS, TASK) if arguments.parity else TASKS)).split(",")
+    tasks = (arguments.tasks or ",".join((*TASKS, FIVE_SHOT) if arguments.parity else TASKS)).split(",")
     with tempfile.TemporaryDirectory(prefix="evaluation-", dir=arguments.work) as folder:
         if arguments.parity:
             facts = compare_numbers(arguments.data, Path(folder), shapes, tasks, arguments.items, arguments.device)
@@ -161,7 +161,8 @@ def prepare_bench(data: Path, folder: Path, shape: str, size: Size, tasks: Seque
     counted: dict[str, int] = {}
     for task in tasks:
         if task == "mmlu":
-            chosen = five_shot(data / "bench", size.subjects)[1].items if size.subjects else ()
+            every = load_items([FIVE_SHOT], data / "bench", None)[FIVE_SHOT].items if size.subjects else ()
+            chosen = tuple(item for item in every if item.subject in size.subjects)
         else:
             chosen = load_items([task], thinned, None)[task].items
         if chosen:
@@ -278,14 +279,14 @@ def compare_numbers(
 
     bench = data / "bench"
     if items is not None:
-        names = {"mmlu" if task == TASK else task for task in tasks}
+        names = {task.partition("@")[0] for task in tasks}
         bench = thin_bench(bench, folder / "bench", dict.fromkeys(names, items))
     facts: dict[str, float] = {}
     for shape in shapes:
         print(f"\n{shape}, fp32\n{HEADER}", flush=True)
         for found in agreements(open_base(data, folder / shape, shape), tasks, bench, device=device):
             print_agreement(found)
-            name = f"{found.task}_{shape.lower()}"
+            name = f"{found.task.replace('@', '_')}_{shape.lower()}"
             facts[f"parity_{name}"] = float(found.agrees)
             facts[f"parity_items_{name}"] = len(found.hf.logprobs)
             facts[f"parity_largest_difference_nats_{name}"] = max(found.inside_nats, found.own_nats)

@@ -7,13 +7,12 @@ Three ways to the same numbers: lm-eval's `hf` model in lm-eval's evaluator; our
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from five_shot import TASK, five_shot
 from onward.evaluation.harness import score_task
 from onward.evaluation.language_model import OnwardLM
 from onward.model.load import load_model
@@ -100,14 +99,17 @@ def agreements(
     peer = open_peer(base, batch_size, "float32", device)
     model, tokenizer = load_model(base, torch.float32, device), read_tokenizer(base)
     for task in tasks:
-        built, items = five_shot(data) if task == TASK else load_both(task, data)
+        built, items = load_both(task, data)
         yield agreement(built, items, peer, model, tokenizer, batch_tokens)
 
 
-def load_both(task: str, data: Path) -> tuple[list[Any], TaskItems]:
-    """Return lm-eval's task objects over the documents, and the items that onward scores."""
-    built = [part.build() for part in parts_of(task, data, None) if part.count]
-    return built, load_items([task], data, None)[task]
+def load_both(task: str, data: Path, subjects: Sequence[str] | None = None) -> tuple[list[Any], TaskItems]:
+    """Return lm-eval's task objects over the documents, and the items that onward scores; subjects: of MMLU."""
+    parts = [part for part in parts_of(task, data, None) if part.count]
+    chosen = [part for part in parts if subjects is None or part.definition.subject in subjects]
+    items = load_items([task], data, None)[task]
+    kept = tuple(item for item in items.items if subjects is None or item.subject in subjects)
+    return [part.build() for part in chosen], replace(items, items=kept, items_total=len(kept))
 
 
 def agreement(

@@ -1,7 +1,5 @@
 """Scoring that is killed goes on after the last chunk, and processes may share the items: the same rows every time."""
 
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +21,6 @@ from onward.evaluation.evaluate import evaluate
 from onward.evaluation.partial import Partial
 from onward.evaluation.scores import ItemRow, Scores, read_rows
 from onward.model import score
-from onward.model.load import load_model
 from onward.model.source import TINY, resolve
 from onward.recipe import Evaluation
 from onward.training.launch import RanksEnded
@@ -174,52 +171,32 @@ def test_each_source_has_its_score(inputs: dict[str, Any], tmp_path: Path) -> No
     assert mean == pytest.approx(text.bits_per_byte)
 
 
-def as_rank(rank: int, world: int, job: Path, tells: Any) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    counted = Counted(pytest.MonkeyPatch())
-    step.score_share(job)
-    tells.put((rank, sorted(counted.texts), len(counted.requests)))
-
-
-@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.usefixtures("small_chunks")
-def test_two_processes_share_the_chunks(
-    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forked, as torchrun would start them; each scores every other chunk of the text and of the items."""
+def test_two_ranks_share_the_chunks(inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other here, since they only meet on disk; each scores every other chunk of text and items."""
     alone = evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs)
-    fork = multiprocessing.get_context("fork")
-    told: Any = fork.Queue()
+    told = []
 
     def run_ranks(command: list[str], processes: int) -> int:
-        children = [fork.Process(target=as_rank, args=(n, processes, Path(command[1]), told)) for n in range(processes)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(120)
-        return max(child.exitcode or 0 for child in children)
+        for rank in range(processes):
+            with monkeypatch.context() as patched:
+                for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", rank)):
+                    patched.setenv(name, str(value))
+                counted = Counted(patched)
+                step.score_share(Path(command[1]))
+            told.append((sorted(counted.texts), len(counted.requests)))
+        monkeypatch.delattr("onward.model.load.load_model")  # the one who joins their rows needs no model
+        return 0
 
     monkeypatch.setattr(step, "run_ranks", run_ranks)
-    monkeypatch.setattr("onward.model.load.load_model", load_once())
     shared = evaluate(resolve(TINY), folder=tmp_path / "shared", processes=2, **inputs)
     assert without_time(shared) == without_time(alone)
     assert read_rows(tmp_path / "shared/items.parquet") == read_rows(tmp_path / "alone/items.parquet")
-    (first, second) = sorted(told.get(timeout=10) for _ in range(2))
-    assert (len(first[1]), len(second[1])) == (7, 5)
-    assert (first[2], second[2]) == (2 * 7, 2 * 4)
-    assert not set(first[1]) & set(second[1])
+    (first, second) = told
+    assert (len(first[0]), len(second[0])) == (7, 5)
+    assert (first[1], second[1]) == (2 * 7, 2 * 4)
+    assert not set(first[0]) & set(second[0])
     assert not building_place(tmp_path / "shared").exists()
-
-
-def load_once() -> Callable[..., Any]:
-    """A model that is loaded in the ranks alone: the one who joins their rows needs none."""
-    here = os.getpid()
-
-    def load(*arguments: Any) -> Any:
-        assert os.getpid() != here, "nothing is left to score here"
-        return load_model(*arguments)
-
-    return load
 
 
 def test_ranks_are_started_by_torchrun(inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

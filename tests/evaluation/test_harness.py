@@ -181,7 +181,7 @@ def test_measures_of_whole_texts_by_hand() -> None:
 def test_rows_may_come_in_any_order() -> None:
     made = tuple(Item("l", None, str(n), str(n), (("a", " b"),), (), 0) for n in range(9))
     content = TaskItems("l", "loglikelihood", made, 9, "hash", 0, None, ("perplexity", "acc"))
-    rows = [ItemRow("l", None, str(n), str(n), right={"acc": n > 4}, nats=float(n), tokens=0) for n in range(9)]
+    rows = [ItemRow("l", None, str(n), str(n), right={"acc": n > 4}, nats=float(n)) for n in range(9)]
     found = summarise(content, rows)
     assert found.measures[0].value == pytest.approx(math.exp(4))
     assert (found.measures[0].higher_is_better, found.measures[1].value) == (False, pytest.approx(4 / 9))
@@ -264,16 +264,16 @@ def test_cut_contexts_are_counted(shared_data: Path, tiny: tuple[Any, LoadedToke
     assert score(tiny, items)[0].truncated == 0
     model.config.max_position_embeddings = 60
     found, rows = score(tiny, items)
-    assert found.truncated == sum((row.tokens or 0) > 0 for row in rows) > 0
+    assert found.truncated == sum(row.truncated for row in rows) > 0
     assert summarise(items, rows).truncated == found.truncated
     requests = encode_requests(tiny[1], list(items.items[0].requests))
     # The last token is only predicted: a model of n tokens takes a request of n + 1.
     needed = max(len(request.context) + len(request.continuation) for request in requests) - 1
     one = replace(items, items=items.items[:1])
-    for context, cut in ((needed, 0), (needed - 1, 1)):
+    for context, cut in ((needed, False), (needed - 1, True)):
         model.config.max_position_embeddings = context
         found, (row,) = score(tiny, one)
-        assert (found.truncated, row.tokens) == (cut, cut)
+        assert (found.truncated, row.truncated) == (cut, cut)
 
 
 def test_what_cannot_be_scored_is_said_with_its_place(shared_data: Path, tiny: tuple[Any, LoadedTokenizer]) -> None:

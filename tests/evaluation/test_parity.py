@@ -29,7 +29,6 @@ pytest.importorskip("accelerate", reason="lm-eval's hf model needs accelerate")
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(FOLDER))  # at the end: nothing of it may hide a module of the tests
 
-import five_shot  # noqa: E402
 import parity  # noqa: E402
 import thinned  # noqa: E402
 
@@ -72,7 +71,7 @@ def test_a_share_of_each_task_has_lm_evals_numbers(task: str, share: Path, tiny:
 def test_five_examples_before_each_question_of_some_subjects(share: Path, tiny: tuple[Any, ...]) -> None:
     """Among them are prompts longer than the model's context, whose examples are cut."""
     subjects = ("anatomy", "global_facts", "high_school_european_history", "professional_law")
-    built, items = five_shot.five_shot(share, subjects)
+    built, items = parity.load_both("mmlu@5", share, subjects)
     peer, model, tokenizer = tiny
     assert all(item.requests[0][0].count("Answer:") == 6 for item in items.items)
     found = parity.agreement(built, items, peer, model, tokenizer)

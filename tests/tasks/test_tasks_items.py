@@ -10,7 +10,18 @@ import pytest
 
 from onward.errors import UserError
 from onward.recipe import TASKS
-from onward.tasks import Item, TaskItems, harness, item_facts, items, kept, load_items, names, revisions
+from onward.tasks import (
+    Item,
+    TaskItems,
+    data_fingerprints,
+    harness,
+    item_facts,
+    items,
+    kept,
+    load_items,
+    names,
+    revisions,
+)
 from onward.tasks.harness import definitions, open_task
 from onward.tasks.local import read_local
 from onward.tasks.parts import spread
@@ -233,6 +244,29 @@ def test_examples_before_the_question(bench: Path, monkeypatch: pytest.MonkeyPat
     ours = [pair for item in content.items for pair in item.requests]
     assert ours == [instance.args for instance in theirs.instances]
     assert ours[0][0].count("\nAnswer:") == 6
+
+
+def test_examples_are_asked_for_by_name(bench: Path, tmp_path: Path) -> None:
+    asked = load_items(["mmlu@5", "mmlu@2", "mmlu"], bench, 57, cache=tmp_path)
+    assert [(items.num_fewshot, items.items[0].task) for items in asked.values()] == [
+        (5, "mmlu@5"),
+        (2, "mmlu@2"),
+        (0, "mmlu"),
+    ]
+    five, two, none = (items.items[0].requests[0][0] for items in asked.values())
+    assert [prompt.count("Answer:") for prompt in (five, two, none)] == [6, 3, 1]
+    assert five.endswith(none.rpartition("\n\n")[2])
+    assert data_fingerprints(["mmlu@5"], bench) == data_fingerprints(["mmlu"], bench)
+    assert load_items(["mmlu@5"], bench, 57, cache=tmp_path)["mmlu@5"] == asked["mmlu@5"], "kept under its own name"
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [("mmlu@five", "a task and a number"), ("@5", "a task"), ("wikitext@2", "have no examples"), ("mmlo@5", "mmlu")],
+)
+def test_examples_that_cannot_be_given(bench: Path, task: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_items([task], bench, 2)
 
 
 def test_right_answers(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from onward.analysis.difference import Letters
 from onward.analysis.paired import Pair
+from onward.tasks.shots import split_shots
 
 _ABCD = ("A", "B", "C", "D")
 FIXED_OPTIONS = {
@@ -18,7 +19,7 @@ FIXED_OPTIONS = {
 
 def fixed_options(pair: Pair) -> tuple[str, ...] | None:
     """Return the options of a task where every item has the same, and every item says which of them was picked."""
-    options = FIXED_OPTIONS.get(pair.name)
+    options = FIXED_OPTIONS.get(split_shots(pair.name)[0])
     if options is None and pair.name.startswith("mmlu") and "continuation" not in pair.name:
         options = _ABCD
     if options is None or not np.all(pair.before.options == len(options)):

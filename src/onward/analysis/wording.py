@@ -28,6 +28,9 @@ ARROW = "\N{RIGHTWARDS ARROW}"
 
 def title(name: str) -> str:
     """Return the name a reader knows a corpus or task by; an unknown one is its own title."""
+    task, at, shots = name.rpartition("@")
+    if at and shots.isdecimal():
+        return f"{title(task)}, {shots}-shot"
     return TITLES.get(name, name)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _METHOD = 2
 """Raised when scores of the same inputs would come out different, so that older ones are not taken for them."""
+_OWN_CHARACTERS, _CHARACTERS_PER_TOKEN = 2000, 4
+"""Of a prompt: what is longer is mostly examples, which other questions have too. Of English."""
 _JOB = "job.json"
 RANK_COMMAND = "score-share"
 """The command, hidden from people, that a rank of an evaluation runs (`score_share`)."""
@@ -97,8 +99,8 @@ def choose_precision(evaluation: Evaluation, model: ModelSource) -> str:
     """Return what `precision: auto` means for a model on this machine: `fp32` or `bf16`.
 
     lm-eval's default (`HFLM(dtype="auto")`) computes in the type in which the weights are stored. So does this for
-    bf16 on a GPU; a CPU has no fast bf16, and rounds away what the weights do hold. Weights in fp16 are computed in
-    fp32, where nothing overflows.
+    bf16 on a GPU; on a CPU it is faster only where the processor has matrix units for it, and scores should not depend
+    on that. Weights in fp16 are computed in fp32, where nothing overflows.
     """
     if evaluation.precision != "auto":
         return evaluation.precision
@@ -210,6 +212,19 @@ def _shared_out(job: _Job, partial: Partial, processes: int, progress: Progress)
     return replace(job, done=partial.files(), is_scored=True)
 
 
+def _tokens_about(tasks: "Iterable[TaskItems]") -> int:
+    """Return about how many tokens the requests of tasks have; examples that questions share are not counted."""
+    items = [item for task in tasks for item in task.items]
+    longest = [max((len(context) for context, _ in item.requests), default=0) for item in items]
+    rest = sum(len(continuation) for item in items for _, continuation in item.requests)
+    texts = sum(len(item.text or "") for item in items)
+    return (sum(min(_OWN_CHARACTERS, length) for length in longest) + rest + texts) // _CHARACTERS_PER_TOKEN
+
+
+def _held_out_tokens(evaluation: Evaluation) -> int:
+    return 10**6 if evaluation.held_out_tokens is None else int(evaluation.held_out_tokens)
+
+
 def _data(evaluation: Evaluation) -> Path | None:
     return None if evaluation.data is None else as_path(evaluation.data)
 
@@ -232,6 +247,7 @@ class _Scoring:
         """Score texts, then tasks; a rank of several gets no scores, only its rows."""
         # The items come first: a wrong name or file shows before anything is computed.
         items = self._items()
+        self._tokens = _tokens_about(items.values()) + len(self.job.held_out) * _held_out_tokens(self.job.evaluation)
         texts: list[HeldOutScore] = []
         tasks: list[TaskScore] = []
         rows: list[ItemRow] = []
@@ -259,11 +275,19 @@ class _Scoring:
             return None
         import torch
 
+        from onward.model.blocks import compile_blocks
+        from onward.model.heap import keep_freed_memory
         from onward.model.load import load_model
         from onward.training.ranks import choose_device
 
         dtype = torch.bfloat16 if self.job.evaluation.precision == "bf16" else torch.float32
-        return load_model(self.job.model, dtype, str(choose_device(find_place())))
+        device = choose_device(find_place())
+        model = load_model(self.job.model, dtype, str(device))
+        if device.type == "cpu":
+            keep_freed_memory()
+            # By the size of the whole evaluation: a resumed one, and each rank, computes as one process at once would.
+            compile_blocks(model, self._tokens)
+        return model
 
     def _items(self) -> "dict[str, TaskItems]":
         from onward.tasks import load_items

@@ -75,7 +75,7 @@ def summarise(items: TaskItems, rows: Sequence[ItemRow], touched: Mapping[str, s
         num_fewshot=items.num_fewshot,
         chance=items.chance,
         measures=measures_of(items, ordered),
-        truncated=sum(bool(row.tokens) for row in ordered) if items.kind != "rolling" else 0,
+        truncated=sum(row.truncated for row in ordered),
         without_touched=without_touched(items, ordered),
     )
 
@@ -107,7 +107,7 @@ def _rows(
 def _question_rows(
     model: Any, tokenizer: LoadedTokenizer, items: TaskItems, chunk: Sequence[Item], batch_tokens: int | None
 ) -> Iterator[ItemRow]:
-    """Yield the row of each item; its `tokens` are those of its longest request that the model could not take."""
+    """Yield the row of each item."""
     pairs = [pair for item in chunk for pair in (*item.requests, *item.unconditional)]
     requests = encode_requests(tokenizer, pairs)
     owners = [item for item in chunk for _ in (*item.requests, *item.unconditional)]
@@ -116,24 +116,18 @@ def _question_rows(
         if not 0 < len(request.continuation) <= limit:
             where, got = f"{item.task}, item {item.id}", f"{len(request.continuation)} tokens"
             raise UserError("a choice cannot be scored", where, got, f"1 to {limit} tokens, the model's context")
-    scored = zip(requests, score_continuations(model, requests, batch_tokens), strict=True)
+    scored = iter(score_continuations(model, requests, batch_tokens))
     for item in chunk:
         own = [next(scored) for _ in range(len(item.requests) + len(item.unconditional))]
-        _require_numbers(item, [result.logprob for _, result in own])
-        cut = max(len(request.context) + len(request.continuation) - limit - 1 for request, _ in own)
-        conditional, unconditional = own[: len(item.requests)], own[len(item.requests) :]
-        yield replace(
-            _answered(items, item, conditional, tuple(result.logprob for _, result in unconditional)),
-            tokens=max(cut, 0),
-        )
+        _require_numbers(item, [result.logprob for result in own])
+        row = _answered(items, item, own[: len(item.requests)], [one.logprob for one in own[len(item.requests) :]])
+        yield replace(row, truncated=any(result.truncated for result in own))
 
 
-def _answered(
-    items: TaskItems, item: Item, own: Sequence[tuple[Request, Scored]], unconditional: tuple[float, ...]
-) -> ItemRow:
-    row = ItemRow(item.task, item.subject, item.id, item.group, logprobs=tuple(result.logprob for _, result in own))
+def _answered(items: TaskItems, item: Item, own: Sequence[Scored], unconditional: Sequence[float]) -> ItemRow:
+    row = ItemRow(item.task, item.subject, item.id, item.group, logprobs=tuple(result.logprob for result in own))
     assert row.logprobs is not None
-    greedy = tuple(result.greedy for _, result in own)
+    greedy = tuple(result.greedy for result in own)
     right = right_answers(items.measures, item, row.logprobs, greedy, unconditional)
     if items.kind == "loglikelihood":
         size = len(item.requests[0][1].encode("utf-8", errors="surrogatepass"))

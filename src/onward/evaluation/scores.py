@@ -116,8 +116,8 @@ class ItemRow:
     gold: index of the (first) right choice; predicted: of the likeliest one. right: whether the item was answered
     rightly, by measure (`acc`, `acc_norm`, `acc_bytes`, `acc_mutual_info`; LAMBADA's `acc` is a greedy match).
     logprobs: nats of each choice, of the one continuation where there is no choice. nats: negative log-likelihood of a
-    text or of the one continuation; bytes, tokens, words: its size. touched: `drop`, `cut` or `report`, what was done
-    with the item's text in a corpus; None when it stood in none.
+    text or of the one continuation; bytes, tokens, words: its size. truncated: the context did not fit the model.
+    touched: `drop`, `cut` or `report`, what was done with the item's text in a corpus; None when it stood in none.
     """
 
     task: str
@@ -133,6 +133,7 @@ class ItemRow:
     bytes: int | None = None
     tokens: int | None = None
     words: int | None = None
+    truncated: bool = False
     touched: str | None = None
 
 
@@ -223,6 +224,7 @@ def _schema() -> "pa.Schema":
             "bytes": pa.int64(),
             "tokens": pa.int64(),
             "words": pa.int64(),
+            "truncated": pa.bool_(),
             "touched": pa.string(),
         }
     )

@@ -1,11 +1,11 @@
 """Any models, also ones not made by onward: scored each on the same, and compared item by item."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onward.artifact import Folders, find, read_manifest, write_json, write_text
+from onward.artifact import Folders, fingerprint, read_manifest, write_json, write_text
 from onward.errors import UserError
 from onward.evaluation.scores import RESULTS
 from onward.model.source import ModelSource, resolve
@@ -68,7 +68,8 @@ def recipe_among(targets: Sequence[str]) -> str | None:
 def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, ...]:
     """Score each model, a folder, a Hub id or `onward/tiny`, into `out/NAME`; what is scored already is only read.
 
-    Raises UserError when a model is not there or cannot be scored, or its folder holds scores of something else.
+    Where other scores of that name stand, of other tasks say, the folder is `out/NAME-FINGERPRINT`. Raises UserError
+    when a model is not there or cannot be scored.
     """
     from onward.evaluation.evaluate import evaluate, scores_made_from
     from onward.pipeline.given_text import given_texts
@@ -81,13 +82,8 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
     texts = given_texts(how.texts, folders.cache, progress)
     scored = []
     for name, source in zip(names, sources, strict=True):
-        folder = how.out / name
         inputs: dict[str, Any] = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed}
-        try:
-            find(folder, scores_made_from(source, **inputs))
-        except UserError as error:
-            todo = f"choose another folder with --out, or remove {folder}"
-            raise replace(error, todo=todo) from None
+        folder = _place(how.out / name, scores_made_from(source, **inputs))
         prompts = folders.cache / "prompts"
         if len(sources) > 1:
             progress.note(f"{name}:")
@@ -111,7 +107,7 @@ def compare_models(targets: Sequence[str], how: HowToScore) -> ComparedModels:
     folders = [Path(target) if _is_scores(target) else next(scored).folder for target in targets]
     names = _names(targets)
     comparisons = compare_all(folders, names, how.evaluation.resamples, how.seed)
-    place = how.out / f"compared-{'-'.join(names)}"
+    place = how.out / f"compared-{'-'.join(folder.resolve().name for folder in folders)}"
     place.mkdir(parents=True, exist_ok=True)
     compared = ComparedModels(comparisons, place / "comparison.json", place / "comparison.md")
     write_json(compared.json, comparisons.as_json())
@@ -134,6 +130,13 @@ def comparison_markdown(comparisons: "Comparisons") -> str:
         parts += [f"## {plain(comparison.before)} to {plain(comparison.after)}", "\n".join(lines)]
         parts.append("\n".join(f"- {plain(sentence)}" for sentence in comparison.summary))
     return "\n\n".join(parts) + "\n"
+
+
+def _place(folder: Path, made_from: Mapping[str, Any]) -> Path:
+    """Return where scores of these inputs stand or are to be written: beside others of the same name."""
+    manifest = read_manifest(folder)
+    mine = fingerprint(made_from)
+    return folder if manifest is None or manifest.fingerprint == mine else folder.with_name(f"{folder.name}-{mine}")
 
 
 def _is_scores(target: str) -> bool:

@@ -26,6 +26,7 @@ from onward.plan.foresight import (
     TrainingForesight,
 )
 from onward.recipe import Evaluation, Training
+from onward.tasks.shots import split_shots
 from onward.training.fitting import amount
 from onward.training.hardware import Hardware
 from onward.training.strategy import Sharding, Strategy
@@ -57,9 +58,9 @@ LAUNCH_SECONDS = Range(1e-4, 3e-4, 1e-3)
 microseconds (an assumption)."""
 SCORING = Range(0.15, 0.40, 0.70)
 """Share of the fp32 peak in scoring: short rows, padding, tokenising between (an assumption)."""
-SETTING_UP_SECONDS, REQUEST_SECONDS = Range(2.0, 5.0, 15.0), Range(2e-4, 4e-4, 8e-4)
-"""Of scoring one model: to load it; to build, tokenise and record a request. lm-eval's prompts for the 123,274
-requests of the seven tasks take 50 s (`tasks.questions`)."""
+SETTING_UP_SECONDS, REQUEST_SECONDS = Range(2.0, 5.0, 15.0), Range(3e-5, 1e-4, 2e-4)
+"""Of scoring one model: to load it; to build, tokenise and record a request. lm-eval's prompts for the 127,961
+requests of the seven tasks take 6 s, kept ones 1.4 s (`tasks.kept`)."""
 DISK_TOO_SMALL = "the disk is too small for this run"
 MEASURED_ERROR = 0.15
 """A few steps differ from thousands: clocks, other processes, longer documents."""
@@ -67,25 +68,26 @@ MEASURED_ERROR = 0.15
 
 @dataclass(frozen=True)
 class TaskSize:
-    """One of the seven benchmarks, zero-shot: items, requests, distinct inputs (rows), and the rows' UTF-8 bytes."""
+    """One of the seven benchmarks, zero-shot.
+
+    bytes: of the requests' inputs in UTF-8, what they begin with alike counted once (the nodes of their prefix tree).
+    """
 
     items: int
     requests: int
-    rows: int
     bytes: int
 
 
 TASK_SIZES = {
-    "mmlu": TaskSize(14_042, 56_168, 14_042, 7_780_925),
-    "arc_easy": TaskSize(2_376, 9_501, 9_138, 1_429_391),
-    "arc_challenge": TaskSize(1_172, 4_687, 4_558, 824_159),
-    "hellaswag": TaskSize(10_042, 40_168, 40_168, 14_559_494),
-    "winogrande": TaskSize(1_267, 2_534, 2_534, 267_791),
-    "boolq": TaskSize(3_270, 6_540, 3_270, 2_046_823),
-    "piqa": TaskSize(1_838, 3_676, 3_668, 562_842),
+    "mmlu": TaskSize(14_042, 56_168, 5_688_456),
+    "arc_easy": TaskSize(2_376, 9_501, 457_780),
+    "arc_challenge": TaskSize(1_172, 9_374, 379_009),
+    "hellaswag": TaskSize(10_042, 40_168, 7_301_766),
+    "winogrande": TaskSize(1_267, 2_534, 140_601),
+    "boolq": TaskSize(3_270, 6_540, 1_818_473),
+    "piqa": TaskSize(1_838, 3_676, 360_507),
 }
-"""Counted over the benchmarks' original files with `onward.tasks.load_items` and the tiny base's tokenizer, lm-eval
-0.4.12; one-token answers to one question share a row (`score_continuations`)."""
+"""Counted over the benchmarks' original files with `onward.tasks.load_items`, lm-eval 0.4.13."""
 _BYTES_PER_TOKEN = 4.0
 """Of English, where no text was looked at."""
 _HOST_BANDWIDTH = 20e9
@@ -167,14 +169,17 @@ def foresee_evaluation(
     peak_flops: of the device in fp32. models: how many are scored.
     """
     ratio = texts[0].bytes_per_token or _BYTES_PER_TOKEN
-    known = {task: TASK_SIZES[task] for task in evaluation.tasks if task in TASK_SIZES}
+    sizes = {task: TASK_SIZES.get(split_shots(task)[0]) for task in evaluation.tasks}
+    known = {task: size for task, size in sizes.items() if size is not None}
     requests, tokens, pairs = 0, 0.0, 0.0
-    for size in known.values():
+    for task, size in known.items():
         share = min(1.0, (evaluation.limit or size.items) / size.items)
-        length = size.bytes / ratio / size.rows
+        shots = split_shots(task)[1] or 0
+        length = size.bytes / ratio / size.items
         requests += ceil(size.requests * share)
-        tokens += size.rows * share * length
-        pairs += size.rows * share * length * (length + 1) / 2
+        # Examples are computed once for a row of some ten questions or more (`model.prefix_tree`), and seen by each.
+        tokens += size.items * share * length * (1 + shots / 10)
+        pairs += size.items * share * length * length * (0.5 + shots)
     for text in texts:
         scored = min(text.held_out_tokens, evaluation.held_out_tokens or text.held_out_tokens)
         tokens += scored

@@ -168,7 +168,7 @@ class Evaluation(Section):
     """What is scored before and after."""
 
     tasks: tuple[str, ...] = TASKS
-    """lm-evaluation-harness task names; empty: held-out text only."""
+    """lm-evaluation-harness task names, `mmlu@5` with five examples before each question; empty: held-out text only."""
     data: str | None = None
     """Folder with the benchmarks' original files (offline); null: the Hub."""
     limit: int | None = Field(None, ge=1)

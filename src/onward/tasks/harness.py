@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from onward.errors import UserError
 from onward.tasks.local import Splits, benchmark_of
 from onward.tasks.names import ROOT, Leaf, counts_tasks_alike, leaves
 from onward.tasks.revisions import pinned_revision
+from onward.tasks.shots import split_shots
 
 if TYPE_CHECKING:
     from onward.tasks.items import Kind
@@ -81,9 +82,20 @@ class Definition:
 def definitions(task: str) -> list[Definition]:
     """Return the lm-eval definitions behind a name: one task, or those of a group or tag in alphabetical order.
 
-    Raises UserError for an unknown name (with the nearest), a task that needs generation, pictures or a scoring
-    function of its own, and a group that mixes tasks of different kinds.
+    `mmlu@5` is `mmlu` with five examples before each question. Raises UserError for an unknown name (with the
+    nearest), a task that needs generation, pictures or a scoring function of its own, a group that mixes tasks of
+    different kinds, and examples before whole texts.
     """
+    name, shots = split_shots(task)
+    found = _definitions(name)
+    if shots is None:
+        return found
+    if found[0].kind == "rolling":
+        raise UserError("whole texts have no examples before them", f"evaluation.tasks: {task}", todo=f"write {name}")
+    return [replace(one, config={**one.config, "num_fewshot": shots}) for one in found]
+
+
+def _definitions(task: str) -> list[Definition]:
     if task in _PLACES:
         return [_define(Leaf(ROOT / _PLACES[task], {}), task, None)]
     if task in _MMLU:
@@ -105,7 +117,8 @@ def definitions(task: str) -> list[Definition]:
 
 def is_mean_over_tasks(task: str) -> bool:
     """Whether a group's score is the mean over its tasks and not over their items."""
-    return task not in _PLACES and task not in _MMLU and counts_tasks_alike(task)
+    name = split_shots(task)[0]
+    return name not in _PLACES and name not in _MMLU and counts_tasks_alike(name)
 
 
 def _define(leaf: Leaf, asked: str, group: str | None) -> Definition:

@@ -31,6 +31,7 @@ from onward.recipe import TASKS
 from onward.tasks import originals
 from onward.tasks.originals import Document
 from onward.tasks.rows import read_json_lines
+from onward.tasks.shots import split_shots
 
 Splits = dict[str, list[Document]]
 
@@ -168,7 +169,7 @@ def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
         todo = "give a folder with the benchmarks' original files, or null for the Hub"
         raise UserError("there is no such folder of benchmark files", "evaluation.data", str(data), todo=todo)
     wanted: set[str] = set()
-    for task in tasks:
+    for task in (split_shots(task)[0] for task in tasks):
         wanted |= {_BENCHMARK[task]} if task in _BENCHMARK else set(_FILES)
     return {benchmark: _hash_files(data, _FILES[benchmark]) for benchmark in sorted(wanted)}
 
