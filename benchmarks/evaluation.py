@@ -5,7 +5,8 @@
 
 The same requests, built once by lm-eval's own tasks from evenly spaced items (MMLU: whole subjects after five examples,
 so that these are shared by as many questions as in reality). Each side runs in a process of its own, in turn, and is
-timed from built requests to log-likelihoods, token ids included; building prompts and loading the model are not.
+timed from built requests to log-likelihoods, token ids included; building prompts, loading the model and compiling it
+(--compile, as `onward evaluate` does where there is much to score) are not.
 lm-eval takes the fastest of its batch sizes 1, 8 and 32. `tiny` is onward/tiny, `125M` has random weights. `needed` is
 the size of the prefix tree of the inputs, which no engine can undercut. The last line is flat JSON.
 
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -129,7 +130,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="Items of each task (of each subject, for MMLU with --parity).")
     parser.add_argument("--rounds", type=int, help="Rounds, of which the medians count. [default: 2, 125M: 1]")
     parser.add_argument("--parity", action="store_true", help="Compare the numbers with lm-eval's, not the speed.")
-    parser.add_argument("--device", default="cpu", help="Of --parity. [default: cpu]")
+    parser.add_argument("--compile", action="store_true", help="Compile onward's blocks first, as long evaluations do.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda. [default: cpu]")
     parser.add_argument("--work", type=Path, help="Scratch folder. [default: a temporary one]")
     arguments = parser.parse_args()
     quick = arguments.quick
@@ -148,6 +150,7 @@ def main() -> None:
             for precision in arguments.precision.split(","):
                 for count in dict.fromkeys(threads):
                     job = Job("", str(bench.base), str(bench.requests), precision, trial_tokens=size.trial_tokens)
+                    job = replace(job, compiled=arguments.compile, device=arguments.device)
                     found += compare(bench, job, count, arguments.rounds or size.rounds)
     print(json.dumps(facts_of(found)))
 

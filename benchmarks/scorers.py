@@ -28,7 +28,8 @@ class Job:
 
     side: onward or lm_eval. base: model folder. requests: JSON file of (context, continuation) pairs by task.
     precision: fp32 or bf16. batch_sizes: those that lm-eval may choose from. trial_tokens: longest batch, in tokens,
-    that is tried.
+    that is tried. compiled: onward's blocks are compiled before the clock starts, as `onward evaluate` does where there
+    is much to score. device: cpu or cuda.
     """
 
     side: str
@@ -37,6 +38,8 @@ class Job:
     precision: str
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     trial_tokens: int = 4096
+    compiled: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,20 @@ class Measured:
 
 def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     """Score with onward's engine, everything of a task at once."""
+    from onward.model.blocks import compile_blocks
+    from onward.model.heap import keep_freed_memory
     from onward.model.load import load_model
     from onward.model.score import Scorer, encode_requests
     from onward.model.tokenizer import read_tokenizer
 
-    model = load_model(Path(job.base), getattr(torch, DTYPES[job.precision]))
+    model = load_model(Path(job.base), getattr(torch, DTYPES[job.precision]), job.device)
     tokenizer = read_tokenizer(Path(job.base))
+    keep_freed_memory()
     measured = {}
+    if job.compiled:
+        assert compile_blocks(model, tokens=10**9)
+        for pairs in requests.values():  # rows of another size may be compiled for
+            Scorer(model).score(encode_requests(tokenizer, pairs[: 8 * WARM_UP]))
     for task, pairs in requests.items():
         Scorer(model).score(encode_requests(tokenizer, pairs[:WARM_UP]))
         scorer = Scorer(model)
@@ -87,7 +97,7 @@ def score_lm_eval(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     """Score with lm-eval's `hf` model at the batch size that is fastest on some of a task's requests."""
     from parity import open_peer
 
-    peer = open_peer(Path(job.base), 1, DTYPES[job.precision])
+    peer = open_peer(Path(job.base), 1, DTYPES[job.precision], job.device)
     watch = _Watch(peer)
     measured = {}
     for task, pairs in requests.items():
