@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from onward.model.prefix_tree import tree_tokens
+
 WARM_UP = 4
 """Requests scored before the clock starts: the first forward pass sets up the kernels."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -27,9 +29,9 @@ class Job:
     """What one side is to do.
 
     side: onward or lm_eval. base: model folder. requests: JSON file of (context, continuation) pairs by task.
-    precision: fp32 or bf16. batch_sizes: those that lm-eval may choose from. trial_tokens: longest batch, in tokens,
-    that is tried. compiled: onward's blocks are compiled before the clock starts, as `onward evaluate` does where there
-    is much to score. device: cpu or cuda.
+    precision: fp32 or bf16. batch_sizes: those that lm-eval runs with; its fastest counts.
+    compiled: onward's blocks are compiled before the clock starts, as `onward evaluate` does where there is much to
+    score. device: cpu or cuda.
     """
 
     side: str
@@ -37,7 +39,6 @@ class Job:
     requests: str
     precision: str
     batch_sizes: tuple[int, ...] = (1, 8, 32)
-    trial_tokens: int = 4096
     compiled: bool = False
     device: str = "cpu"
 
@@ -94,7 +95,7 @@ def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
 
 
 def score_lm_eval(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
-    """Score with lm-eval's `hf` model at the batch size that is fastest on some of a task's requests."""
+    """Score with lm-eval's `hf` model at every batch size; of each task its fastest run counts."""
     from parity import open_peer
 
     peer = open_peer(Path(job.base), 1, DTYPES[job.precision], job.device)
@@ -103,16 +104,19 @@ def score_lm_eval(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     for task, pairs in requests.items():
         peer.batch_size_per_gpu = 1
         peer.loglikelihood(_instances(pairs[:WARM_UP]), disable_tqdm=True)
-        size = best_batch_size(job, peer, watch, pairs)
-        peer.batch_size_per_gpu = size
-        watch.restart()
-        start, start_cpu = time.perf_counter(), time.process_time()
-        answers = peer.loglikelihood(_instances(pairs), disable_tqdm=True)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-        rows = {(*before, *after)[-peer.max_length - 1 : -1] for _, before, after in watch.encoded}
-        facts = (seconds, seconds - watch.seconds, cpu, watch.tokens, sum(map(len, rows)), tree_tokens(rows), size)
-        measured[task] = Measured(*facts, [float(nats) for nats, _ in answers])
+        measured[task] = min((_at_size(peer, watch, pairs, size) for size in job.batch_sizes), key=lambda m: m.seconds)
     return measured
+
+
+def _at_size(peer: Any, watch: "_Watch", pairs: Pairs, size: int) -> Measured:
+    peer.batch_size_per_gpu = size
+    watch.restart()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    answers = peer.loglikelihood(_instances(pairs), disable_tqdm=True)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    rows = {(*before, *after)[-peer.max_length - 1 : -1] for _, before, after in watch.encoded}
+    facts = (seconds, seconds - watch.seconds, cpu, watch.tokens, sum(map(len, rows)), tree_tokens(list(rows)), size)
+    return Measured(*facts, [float(nats) for nats, _ in answers])
 
 
 class _Watch:
@@ -139,41 +143,6 @@ class _Watch:
         """Forget what was counted."""
         self.seconds, self.tokens = 0.0, 0
         self.encoded: Any = []
-
-
-def best_batch_size(job: Job, peer: Any, watch: _Watch, pairs: Pairs) -> int:
-    """Return the batch size that is fastest on the middle requests in order of length, where batches pad least.
-
-    A size whose batches would have more than `trial_tokens` is not tried: passes of so many tokens are no longer
-    faster for a token, and pad more. Requests with the same input (letters of one question) count once.
-    """
-    inputs = {context + continuation[:-1]: (context, continuation) for context, continuation in pairs}
-    ordered = [inputs[text] for text in sorted(inputs, key=len)]
-    peer.batch_size_per_gpu = 1
-    middle = ordered[len(ordered) // 2]
-    watch.restart()
-    peer.loglikelihood(_instances([middle]), disable_tqdm=True)
-    sizes = [size for size in job.batch_sizes if size == 1 or size * watch.tokens <= job.trial_tokens]
-    most = min(max(sizes), len(ordered))
-    start = (len(ordered) - most) // 2
-    tried = _instances(ordered[start : start + most])
-    seconds = {}
-    for size in sizes if len(sizes) > 1 else ():
-        peer.batch_size_per_gpu = size
-        watch.restart()
-        peer.loglikelihood(tried, disable_tqdm=True)
-        seconds[size] = watch.seconds
-    return min(seconds, key=lambda size: seconds[size], default=1)
-
-
-def tree_tokens(rows: set[tuple[int, ...]]) -> int:
-    """Return the nodes of the prefix tree of token sequences: what any engine must compute."""
-    total, before = 0, ()
-    for row in sorted(rows):
-        shared = next((place for place, (a, b) in enumerate(zip(row, before, strict=False)) if a != b), None)
-        total += len(row) - (min(len(row), len(before)) if shared is None else shared)
-        before = row
-    return total
 
 
 def _instances(pairs: Pairs) -> list[Any]:

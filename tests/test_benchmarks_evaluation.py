@@ -11,7 +11,6 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(FOLDER))  # at the end: nothing of it may hide a module of the tests
 
-import scorers  # noqa: E402
 import thinned  # noqa: E402
 
 
@@ -28,12 +27,6 @@ def test_a_share_is_evenly_spaced() -> None:
     assert thinned.spaced(10, 5) == [0, 2, 4, 6, 8]
     assert thinned.spaced(3, 5) == [0, 1, 2]
     assert len(set(thinned.spaced(1001, 999))) == 999
-
-
-def test_needed_tokens_are_the_nodes_of_the_prefix_tree() -> None:
-    rows = {(1, 2, 3), (1, 2, 4), (1, 2), (5,), (1, 2, 3, 6)}
-    nodes = {row[:length] for row in rows for length in range(1, len(row) + 1)}
-    assert scorers.tree_tokens(rows) == len(nodes) == 6
 
 
 @pytest.mark.timeout(300)

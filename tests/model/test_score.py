@@ -1,12 +1,14 @@
 """The scoring engine against naive one-request-at-a-time forward passes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from onward.model.score import (
+    SIZES,
     Request,
     _Forward,
     _windows,
@@ -119,7 +121,7 @@ def test_one_token_answers_share_a_row(model: LlamaForCausalLM) -> None:
 def test_logit_chunks_give_the_same(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = random_requests(10)
     whole = score_continuations(model, requests)
-    monkeypatch.setattr("onward.model.score._LOGITS", 3 * VOCABULARY)
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], logits=3 * VOCABULARY))
     cut = score_continuations(model, requests)
     assert [r.logprob for r in cut] == pytest.approx([r.logprob for r in whole], abs=1e-5)
 

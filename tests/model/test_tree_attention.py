@@ -1,6 +1,7 @@
 """Scoring along prefix trees against one forward pass for each request, over architectures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import transformers as t
 
 from onward.model.prefix_tree import rows_of
-from onward.model.score import Request, Scorer
+from onward.model.score import SIZES, Request, Scorer
 from onward.model.tree_attention import blocks_of
 
 VOCABULARY = 211
@@ -98,7 +99,7 @@ def test_equals_one_forward_pass_for_each_request(name: str, takes_trees: bool) 
 def test_blocks_of_any_size_give_the_same(block_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(PLAIN["gemma3-window"]())
     expected = [result.logprob for result in Scorer(model).score(questions())]
-    monkeypatch.setattr("onward.model.score.blocks_of", lambda segments: blocks_of(segments, block_tokens))
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], block_tokens=block_tokens))
     assert [r.logprob for r in Scorer(model).score(questions())] == pytest.approx(expected, abs=1e-4)
 
 

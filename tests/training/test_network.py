@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from onward.batches import NO_TARGET, Batch, Batches, BatchPlan
 from onward.corpus.store import open_corpus
 from onward.errors import UserError
+from onward.model.blocks import head_changes
 from onward.model.load import load_model
-from onward.training.network import Network, Rows, choose_precision, head_changes
+from onward.training.network import Network, Rows, choose_precision
 from onward.training.strategy import Strategy
 from synthetic import llama_config, write_corpus
 

@@ -1,4 +1,4 @@
-"""A model's decoder blocks: found, and compiled for scoring where that pays."""
+"""What models have in common: decoder blocks, and what is done to the logits behind the output embeddings."""
 
 import shutil
 from typing import Any
@@ -20,6 +20,18 @@ def find_blocks(model: Any) -> list[Any]:
         got = f"{model.config.model_type}: no list of {layers} blocks"
         raise UserError("this model's blocks cannot be found", "model.base", got)
     return list(found[0])
+
+
+def head_changes(config: Any) -> tuple[float, float | None]:
+    """Return what a model does to its logits: a factor, and a cap c where it takes c tanh(logits / c).
+
+    Cohere multiplies (logit_scale), Granite divides (logits_scaling), Falcon-H1 multiplies (lm_head_multiplier),
+    Gemma 2 caps (final_logit_softcapping).
+    """
+    factor = float(getattr(config, "logit_scale", None) or 1.0)
+    factor *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    factor /= float(getattr(config, "logits_scaling", None) or 1.0)
+    return factor, getattr(config, "final_logit_softcapping", None)
 
 
 def compile_blocks(model: Any, tokens: int) -> bool:

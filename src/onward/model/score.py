@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from onward.model.blocks import head_changes
 from onward.model.prefix_tree import Row, rows_of, tree_tokens
-from onward.model.tree_attention import ATTENTION, Layout, NotPlain, blocks_of, laid_out
+from onward.model.tree_attention import ATTENTION, BLOCK_TOKENS, Layout, NotPlain, blocks_of, laid_out
 
 if TYPE_CHECKING:
     from onward.model.tokenizer import LoadedTokenizer
@@ -26,13 +27,30 @@ DEFAULT_CONTEXT = 2048
 """Context of a model whose configuration names none (lm-eval's default)."""
 MAXIMUM_WINDOW = 4096
 """Longest window for whole documents: attention over a 131k context would cost more than it tells."""
-_LOGITS = 1 << 23
-_POSITIONS = 256
-"""Logits that exist at one time: 32 MB in fp32, and those of so many positions. Twice as many positions of 8,192 logits
-take 1.5x as long each: they no longer pass through the processor's cache."""
-_CPU_BATCH_TOKENS = 2048
-"""1,024 to 4,096 differ by 5 %."""
-_GPU_BATCH_TOKENS = 65_536
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed at one time.
+
+    batch_tokens: of a forward pass. logits, positions: whose logits exist at one time, in fp32. block_tokens: positions
+    of one attention call. whole_logits: batch_tokens times vocabulary where a model can only give all its logits.
+    """
+
+    batch_tokens: int
+    logits: int
+    positions: int
+    block_tokens: int
+    whole_logits: int
+
+
+SIZES = {
+    # Passes of 1,024 to 4,096 tokens differ by 5 %. Twice as many positions of 8,192 logits take 1.5x as long each:
+    # they no longer pass through the processor's cache. Blocks: `tree_attention.BLOCK_TOKENS`.
+    "cpu": Sizes(2048, 1 << 23, 256, BLOCK_TOKENS, 1 << 27),
+    # Few and large kernels; not tried out on a GPU yet.
+    "cuda": Sizes(65_536, 1 << 27, 1 << 16, 1024, 1 << 29),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,10 @@ class ScoredDocument:
 
 
 def context_length(model: Any) -> int:
-    """Return the most tokens a model takes; the names and their order are lm-eval's `resolve_max_length`."""
+    """Return the most tokens a model takes: the configuration's names in lm-eval's order (`resolve_max_length`).
+
+    lm-eval asks the tokenizer next (ALiBi models, say, may name no context); here it is then DEFAULT_CONTEXT.
+    """
     config = getattr(model.config, "text_config", None) or model.config
     named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
     return int(next((value for value in named if value is not None), DEFAULT_CONTEXT))
@@ -120,11 +141,14 @@ class Scorer:
     def __init__(self, model: Any, batch_tokens: int | None = None, maximum_tokens: int | None = None) -> None:
         self.model = model
         self.limit = maximum_tokens or context_length(model)
-        self.batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if model.device.type == "cpu" else _GPU_BATCH_TOKENS)
         self.tally = Tally()
+        sizes = SIZES.get(model.device.type, SIZES["cuda"])
         with torch.inference_mode():
-            self._forward = _Forward.of(model)
+            self._forward = _Forward.of(model, sizes)
             self._takes_trees = _takes_trees(self._forward)
+        self.batch_tokens = batch_tokens or sizes.batch_tokens
+        if self._forward.head is None:
+            self.batch_tokens = min(self.batch_tokens, max(1, sizes.whole_logits // _vocabulary(model)))
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Request]) -> list[Scored]:
@@ -249,22 +273,26 @@ class _Forward:
 
     model: Any
     head: Any
+    sizes: Sizes
+    scale: float = 1.0
+    cap: float | None = None
 
     @staticmethod
-    def of(model: Any) -> "_Forward":
+    def of(model: Any, sizes: Sizes) -> "_Forward":
         """Cut the model when hidden states times output embeddings give its own logits, tried on eight tokens.
 
-        Soft-capped or scaled logits (Gemma 2, Cohere, Granite) do not pass and are taken whole.
+        Scaled and soft-capped logits (Granite, Cohere, Gemma 2) are computed as the configuration says.
         """
+        whole = _Forward(model, None, sizes)
         body, head = getattr(model, model.base_model_prefix, None), model.get_output_embeddings()
         if body is None or head is None:
-            return _Forward(model, None)
-        ids_BT = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-        cut = _Forward(body, head)
-        expected, got = _Forward(model, None).hidden(ids_BT).float(), cut.logits(cut.hidden(ids_BT))
+            return whole
+        ids_BT = torch.arange(8, device=model.device)[None] % _vocabulary(model)
+        cut = _Forward(body, head, sizes, *head_changes(model.config.get_text_config()))
+        expected, got = whole.hidden(ids_BT).float(), cut.logits(cut.hidden(ids_BT))
         same = got.shape == expected.shape and _close(got, expected, model.dtype)
         # NaN logits are the caller's to report, with the item; they say nothing about the shape of the head.
-        return cut if same or bool(expected.isnan().any()) else _Forward(model, None)
+        return cut if same or bool(expected.isnan().any()) else whole
 
     def hidden(self, ids_BT: torch.Tensor, places_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Return [B, T, D] hidden states, or [B, T, V] logits of a whole model; places: other than from the left."""
@@ -274,8 +302,16 @@ class _Forward:
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """Return fp32 logits [S, V]."""
-        logits_SV: torch.Tensor = hidden_SD if self.head is None else self.head(hidden_SD)
-        return logits_SV.float()
+        if self.head is None:
+            return hidden_SD.float()
+        logits_SV: torch.Tensor = self.head(hidden_SD).float()
+        if self.scale != 1.0:
+            logits_SV *= self.scale
+        return logits_SV if self.cap is None else torch.tanh(logits_SV / self.cap) * self.cap
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -298,14 +334,16 @@ def _through_tree(forward: _Forward, row: Row) -> torch.Tensor:
     """Return hidden states [N, D] (or logits [N, V]) of a row."""
     device = forward.model.device
     places = torch.from_numpy(row.places())
-    with laid_out(Layout(blocks_of(row.segments), places)):
+    with laid_out(Layout(blocks_of(row.segments, forward.sizes.block_tokens), places)):
         return forward.hidden(torch.tensor([row.ids], device=device), places[None].to(device))[0]
 
 
 def _takes_trees(forward: _Forward) -> bool:
     """Whether a small tree gives the same as its branches alone: not so with ALiBi, caps, sinks or recurrence."""
     model = forward.model
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = _vocabulary(model)
+    if _changes_with_length(model.config.get_text_config()):  # a small tree would not show it
+        return False
     first = [(7 * i + 3) % vocabulary for i in range(16)]
     branches = [tuple(first), (*first[:10], *((5 * i + 1) % vocabulary for i in range(9)))]
     branches.append(tuple((11 * i + 2) % vocabulary for i in range(7)))
@@ -322,6 +360,14 @@ def _takes_trees(forward: _Forward) -> bool:
     return not max(differences) > (1e-3 if model.dtype == torch.float32 else 0.1)
 
 
+def _changes_with_length(config: Any) -> bool:
+    """Whether attention is cut into chunks, or positions are turned otherwise in longer inputs."""
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    return bool(others) or any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference of a position's states [T, D], relative to their norm; nan for states with nan."""
     return float(((got.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)).max())
@@ -333,7 +379,7 @@ def _log_probabilities(
     """Return log-probability (nats) and greediness of target token i at position slots[i], in chunks of positions."""
     logprobs, greedy = np.empty(len(slots)), np.empty(len(slots), dtype=bool)
     vocabulary = hidden_S.shape[-1] if forward.head is None else forward.head.weight.shape[0]
-    step = max(1, min(_POSITIONS, _LOGITS // vocabulary))
+    step = max(1, min(forward.sizes.positions, forward.sizes.logits // vocabulary))
     order = np.argsort(slots, kind="stable")
     for start in range(0, len(hidden_S), step):
         logits_SV = forward.logits(hidden_S[start : start + step])

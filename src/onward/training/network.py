@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onward.batches import Batch
 from onward.errors import UserError
-from onward.model.blocks import find_blocks
+from onward.model.blocks import find_blocks, head_changes
 from onward.training.attention import ATTENTION
 from onward.training.lean import keep_less
 from onward.training.loss import summed_loss
@@ -160,18 +160,6 @@ class Network(torch.nn.Module):
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         return summed_loss(hidden, head.weight, rows.labels_N, self.loss_chunk, bias, self._softcap, self._compiled)
-
-
-def head_changes(config: Any) -> tuple[float, float | None]:
-    """Return what a model does to its logits: a factor, and a cap c where it takes c tanh(logits / c).
-
-    Cohere multiplies (logit_scale), Granite divides (logits_scaling), Falcon-H1 multiplies (lm_head_multiplier),
-    Gemma 2 caps (final_logit_softcapping).
-    """
-    factor = float(getattr(config, "logit_scale", None) or 1.0)
-    factor *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-    factor /= float(getattr(config, "logits_scaling", None) or 1.0)
-    return factor, getattr(config, "final_logit_softcapping", None)
 
 
 def _check_attention(model: Any) -> None:
