@@ -44,7 +44,7 @@ NUM_COMMANDS = {
     "docs/slurm.md": 4,
     "docs/training.md": 6,
 }
-NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 3, "docs/numbers.md": 1}
+NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 4, "docs/numbers.md": 1}
 RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "report")
 LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}

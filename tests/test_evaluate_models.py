@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import small_run
+from onward.artifact import read_manifest
 from onward.cli import app
 from onward.evaluation.scores import read_items, read_scores
 from synthetic import write_model
@@ -113,6 +114,40 @@ def test_compare_scores_what_is_not_scored_and_stores_the_table(invoke: Invoke, 
     assert times == {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
 
 
+def test_seeds_are_pooled_beside_their_own_tables(invoke: Invoke, made: Path) -> None:
+    write_model(made / "third", seed=3)
+    seeds = (made / "checkpoints/tokens-000001000", made / "third")
+    options = ("--tasks", "none", "--text", made / "stories.jsonl")
+    result = invoke("compare", made / "first", *seeds, "--pool", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("(before) and") == 3
+    assert "first (before) and 2 seeds, pooled (after)" in result.stdout
+    (place,) = Path("scores").glob("compared-*")
+    stored = json.loads((place / "comparison.json").read_bytes())
+    (pooled,) = stored["pooled"]["differences"]
+    alone = [comparison["differences"][0] for comparison in stored["comparisons"]]
+    assert pooled["seeds"] == pytest.approx([row["after"] for row in alone])
+    assert pooled["delta"] == pytest.approx(sum(row["delta"] for row in alone) / 2)
+    table = (place / "comparison.md").read_text()
+    assert "## first to 2 seeds, pooled" in table
+    assert table.count("| stories") == 3
+    printed = json.loads(invoke("compare", made / "first", *seeds, *options, "--json").stdout)
+    assert printed["pooled"] is None
+
+
+def test_models_are_compared_in_one_precision(invoke: Invoke, made: Path) -> None:
+    options = ("--tasks", "none", "--text", made / "note.txt")
+    assert invoke("evaluate", made / "first", *options, "--precision", "bf16").exit_code == 0
+    follows = invoke("compare", "scores/first", made / "checkpoints/tokens-000001000", *options)
+    assert follows.exit_code == 0, follows.output
+    (other,) = (read_manifest(folder) for folder in Path("scores").glob("tokens-*"))
+    assert other is not None
+    assert other.made_from["precision"] == "bf16"
+    refused = invoke("compare", "scores/first", "onward/tiny", *options, "--precision", "fp32")
+    assert refused.exit_code == 2
+    assert "scored in different precision" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -127,6 +162,8 @@ def test_compare_scores_what_is_not_scored_and_stores_the_table(invoke: Invoke, 
         (("evaluate", "quickstrat"), "onward/tiny, a model's folder, or a Hub id"),
         (("evaluate", "onward/tiny", "--tasks", "piqua", "--data", "."), "piqa"),
         (("compare", "onward/tiny"), "nothing to compare with"),
+        (("compare", "onward/tiny", "absent", "--pool"), "pooling needs several seeds"),
+        (("compare", "onward/tiny", "--pool"), "pooling needs several seeds"),
         (("compare", "onward/tiny", "run"), "the folder of a run"),
     ],
 )

@@ -1,9 +1,12 @@
 """Formulas against hand-computed examples and scipy, and simulations that a wrong method would fail."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm, ttest_1samp
 from scipy.stats import t as student
+from statsmodels.stats.contingency_tables import StratifiedTable
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from onward.statistics import (
@@ -289,6 +292,43 @@ def test_agreement_beyond_habit_is_the_test_of_kappa():
     table = np.array([[40, 9], [21, 30]])
     gold, picked = np.repeat([0, 0, 1, 1], table.ravel()), np.repeat([0, 1, 0, 1], table.ravel())
     kappa = cohens_kappa(table)
-    assert chance_agreement(gold, picked, 2) == pytest.approx(2 * norm.sf(kappa.kappa / kappa.std_kappa0), rel=1e-9)
+    expected = 2 * norm.sf(kappa.kappa / kappa.std_kappa0 * np.sqrt(99 / 100))
+    assert chance_agreement(gold, picked, 2) == pytest.approx(expected, rel=1e-9)
     assert chance_agreement(gold, np.ones(100, dtype=int), 2) == 1.0
     assert chance_agreement(gold, gold, 2) < 1e-20
+
+
+def test_agreement_within_subjects_is_the_test_of_mantel_and_haenszel():
+    generator = np.random.default_rng(3)
+    subjects = np.repeat(["law", "physics", "virology"], [30, 50, 80])
+    gold = (generator.random(160) < np.repeat([0.3, 0.5, 0.8], [30, 50, 80])).astype(int)
+    picked = np.where(generator.random(160) < 0.2, gold, generator.random(160) < 0.6).astype(int)
+    tables = [
+        np.histogram2d(gold[subjects == name], picked[subjects == name], bins=2, range=[[0, 1], [0, 1]])[0]
+        for name in np.unique(subjects)
+    ]
+    expected = StratifiedTable(tables).test_null_odds(correction=False).pvalue
+    assert chance_agreement(gold, picked, 2, subjects) == pytest.approx(expected, rel=1e-9)
+
+
+def test_agreement_within_subjects_has_the_moments_of_all_orders_of_the_answers():
+    gold, picked = np.array([0, 0, 1, 2, 3]), np.array([0, 1, 1, 1, 3])
+    agreed = np.array([np.sum(np.array(order) == picked) for order in itertools.permutations(gold)])
+    expected = 2 * norm.sf((3 - agreed.mean()) / agreed.std())  # three of the five are right
+    assert chance_agreement(gold, picked, 4) == pytest.approx(expected, rel=1e-12)
+    # Two such subjects have twice the excess and twice the variance.
+    twice = chance_agreement(np.tile(gold, 2), np.tile(picked, 2), 4, np.repeat([1, 2], 5))
+    assert twice == pytest.approx(2 * norm.sf(2 * (3 - agreed.mean()) / (np.sqrt(2) * agreed.std())), rel=1e-12)
+
+
+def test_another_letter_in_each_subject_is_habit_however_often_it_is_right():
+    subjects = np.repeat(np.arange(4), 50)
+    gold = np.where(np.arange(200) % 50 < 20, subjects, (subjects + 1 + np.arange(200) % 3) % 4)
+    assert chance_agreement(gold, subjects, 4) < 1e-5  # as one subject it would pass for ability
+    assert chance_agreement(gold, subjects, 4, subjects) == 1.0
+
+
+def test_subjects_of_one_item_are_taken_together():
+    gold, picked = np.arange(40) % 4, np.where(np.arange(40) < 30, np.arange(40), 0) % 4
+    assert chance_agreement(gold, picked, 4, np.arange(40)) == chance_agreement(gold, picked, 4)
+    assert chance_agreement(gold[:1], picked[:1], 4) == 1.0

@@ -267,6 +267,7 @@ def compare(
     out: Out = None,
     gpus: ScoringGpus = None,
     processes: ScoringProcesses = None,
+    pool: Annotated[bool, typer.Option("--pool", help="The models are seeds of one training: pool them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare models with the first of them, item by item, scoring what is not scored yet."""
@@ -277,7 +278,7 @@ def compare(
 
     with working(cache, None, (gpus, processes)) as work:
         how = how_to_score(work, tasks, data, limit, text, text_tokens, precision, out)
-        compared = compare_models(targets, how)
+        compared = compare_models(targets, how, pool)
     if as_json:
         typer.echo(json.dumps(compared.comparisons.as_json(), ensure_ascii=False))
         return

@@ -202,25 +202,58 @@ def binomial_two_sided(successes: int, trials: int, probability: float) -> float
     return min(1.0, 2 * min(at_most, at_least))
 
 
-def chance_agreement(gold: NDArray[np.integer], picked: NDArray[np.integer], options: int) -> float:
-    """Return the two-sided p-value of answers that agree with the right ones no more than the habit alone would.
+def chance_agreement(
+    gold: NDArray[np.integer],
+    picked: NDArray[np.integer],
+    options: int,
+    groups: NDArray[np.generic] | None = None,
+) -> float:
+    """Return the two-sided p-value of answers that agree with the right ones no more than habit alone would.
 
-    gold, picked: [items], numbers of options. Whoever picks each option as often as this, without looking at the
-    question, is right in Pe = sum(share picked x share right) of the items; the difference to the share that was
-    right has variance (Pe + Pe^2 - sum(picked right (picked + right))) / items, normal in large samples (the test of
-    Cohen's kappa against zero: Fleiss, Cohen and Everitt 1969, equation 14). Always the same option: p = 1.
+    gold, picked: [items], numbers of options; groups: [items], subjects, where letters may be right and be picked
+    more often than elsewhere. Who picks each letter as often as this without looking at the questions is right in
+    S / items of a subject's items on average, S = sum(picked x right), with variance (S - sum(picked right (picked +
+    right)) / items + (S / items)^2) / (items - 1) over all orders of the answers (Hoeffding 1951; of kappa: Everitt
+    1968). The right answers, their expectations and variances are summed over subjects, normal in large samples (with
+    two options the test of Mantel and Haenszel 1959; of kappa: Barlow, Lai and Azen 1991). Without groups it is the
+    test of Cohen's kappa against zero (Fleiss, Cohen and Everitt 1969, equation 14), but for items / (items - 1) in
+    the variance. Always the same option, if another in each subject: p = 1.
+
+    With all subjects taken as one, 28 % of models that answer one letter in each subject of MMLU would pass for able:
+    tests/test_statistics_simulation.py.
     """
     from scipy.special import ndtr
 
-    items = len(gold)
-    right = np.bincount(gold, minlength=options) / items
-    habit = np.bincount(picked, minlength=options) / items
-    expected = float(right @ habit)
-    variance = (expected + expected**2 - float((right * habit) @ (right + habit))) / items
-    excess = abs(float(np.mean(np.asarray(gold) == picked)) - expected)
-    if variance <= 1e-15:
+    gold, picked = np.asarray(gold), np.asarray(picked)
+    index = _strata(groups, len(gold))
+    strata = int(index.max()) + 1
+
+    def counts(chosen: NDArray[np.integer]) -> Floats:
+        table = np.bincount(index * options + chosen, minlength=strata * options)
+        return table.reshape(strata, options).astype(np.float64)
+
+    right, habit = counts(gold), counts(picked)
+    items = right.sum(axis=1)
+    both = right * habit
+    agreed = both.sum(axis=1)
+    expected = agreed / items
+    squares = agreed - (both * (right + habit)).sum(axis=1) / items + expected**2
+    variance = float((squares / np.maximum(items - 1, 1)).sum())
+    if variance < _NO_VARIANCE:
         return 1.0
+    excess = abs(int((gold == picked).sum()) - float(expected.sum()))
     return 2 * float(ndtr(-excess / np.sqrt(variance)))
+
+
+_NO_VARIANCE = 1e-6  # squared items: rounding leaves 1e-8 of 14,042, a single item picked otherwise 3e-4
+
+
+def _strata(groups: NDArray[np.generic] | None, items: int) -> NDArray[np.int64]:
+    """Number the groups from 0: int [items]. Those of one item are taken together, since alone they say nothing."""
+    if groups is None:
+        return np.zeros(items, dtype=np.int64)
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.unique(np.where(sizes[index] == 1, -1, index), return_inverse=True)[1]
 
 
 def sign_flip(

@@ -167,10 +167,10 @@ def print_scores(scores: "Sequence[tuple[str, Scores]]", as_json: bool) -> None:
 
 
 def print_comparisons(comparisons: "Comparisons") -> None:
-    """Print what became of each model in comparison with the first."""
+    """Print what became of each model in comparison with the first, then of all of them pooled where asked for."""
     from onward.reporting.summary import summary_rows
 
-    for comparison in comparisons.comparisons:
+    for comparison in comparisons.tables:
         print_summary(summary_rows(comparison), f"{comparison.before} (before) and {comparison.after} (after)")
 
 

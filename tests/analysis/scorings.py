@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from onward.analysis import Comparison, compare
+from onward.artifact import building
 from onward.evaluation.scores import ItemRow, Measure, Scores, TaskScore, write_scores
 
 
@@ -45,6 +46,13 @@ def write(
     found = tuple(Measure(name, 0.0, None) for name in measures)
     tasks = [TaskScore(n, 9, 9, items_hash, fewshot, chance, found, 0) for n in names]
     write_scores(folder, Scores(folder.name, (), tuple(tasks), 1.0), rows)
+    return folder
+
+
+def artifact(folder: Path, rows: list[ItemRow], **made_from: str) -> Path:
+    """Write scores as an evaluation leaves them: with the manifest of what they were made from."""
+    with building(folder, "evaluation", made_from) as aside:
+        write_scores(aside, Scores(folder.name, (), (), 1.0), rows)
     return folder
 
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scorings import pair, task_rows, text_rows, write
+from scorings import artifact, pair, task_rows, text_rows, write
 
-from onward.analysis import compare, headline, sentence
+from onward.analysis import compare, headline, pooled, sentence
 from onward.analysis.rows import unclear
 from onward.errors import UserError
 from onward.evaluation.scores import ItemRow
@@ -129,6 +129,27 @@ def test_a_change_of_the_favourite_letter_is_no_gain(tmp_path):
     assert pair(tmp_path, rows(0, 0.0), rows(0, 0.1)).find("mmlu").verdict == "gained"
 
 
+def test_a_change_of_each_subjects_favourite_letter_is_no_gain(tmp_path):
+    # In each of twenty subjects another letter is right in 40 of 100 items: the one that the model has come to favour.
+    subject, place = np.repeat(np.arange(20), 100), np.tile(np.arange(100), 20)
+    gold = np.where(place < 40, subject, subject + 1 + place % 3) % 4
+
+    def rows(favourite: np.ndarray, skill: float) -> list[ItemRow]:
+        picked = np.where(np.random.default_rng(5).random(2000) < skill, gold, favourite % 4)
+        answers = zip(task_rows("mmlu", gold == picked), subject, gold, picked, strict=True)
+        return [
+            dataclasses.replace(row, subject=f"s{s:02d}", group=f"s{s:02d}", gold=int(g), predicted=int(p))
+            for row, s, g, p in answers
+        ]
+
+    habit = pair(tmp_path, rows(subject + 1, 0.0), rows(subject, 0.0)).find("mmlu")
+    assert habit.delta == pytest.approx(0.2)
+    assert habit.p_adjusted < 0.001
+    assert habit.low > 0
+    assert habit.verdict == "at chance"
+    assert pair(tmp_path, rows(subject, 0.0), rows(subject, 0.1)).find("mmlu").verdict == "gained"
+
+
 def test_a_score_that_leaves_chance_is_a_gain(tmp_path):
     before, after = np.arange(1000) < 250, np.arange(1000) < 400
     assert pair(tmp_path, task_rows("mmlu", before), task_rows("mmlu", after)).find("mmlu").verdict == "gained"
@@ -179,6 +200,20 @@ def test_other_settings_are_refused(tmp_path):
     assert "5-shot" in str(caught.value)
     with pytest.raises(UserError):
         compare(before, write(tmp_path / "b", rows, items_hash="other"), 100, 0)
+
+
+def test_other_precision_is_refused_where_it_is_known(tmp_path):
+    rows = text_rows("domain", 2.0)
+    fine, coarse = (artifact(tmp_path / name, rows, precision=name) for name in ("fp32", "bf16"))
+    with pytest.raises(UserError, match="scored in different precision") as caught:
+        compare(fine, coarse, 100, 0)
+    assert (caught.value.got, caught.value.expected) == ("bf16", f"fp32, as in {fine}")
+    assert caught.value.where == str(coarse)
+    assert "--precision fp32" in caught.value.todo
+    with pytest.raises(UserError, match="scored in different precision"):
+        pooled(coarse, [coarse, fine])
+    for old in (write(tmp_path / "bare", rows), artifact(tmp_path / "silent", rows, model="m")):
+        assert compare(fine, old, 100, 0).find("domain").delta == compare(old, coarse, 100, 0).find("domain").delta == 0
 
 
 def test_sentences_are_plain_words(tmp_path):

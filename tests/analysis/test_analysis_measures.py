@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -189,6 +190,22 @@ def test_seeds_are_pooled(tmp_path):
     assert task.delta == pytest.approx(np.mean(seeds) - before.mean())
     assert task.verdict == "gained"
     assert sentence(task).endswith(", 3 seeds: gained.")
+    named = pooled(base, folders, "three", "start")
+    assert (named.before, named.after, named.differences) == ("start", "three", found.differences)
+
+
+def test_the_documented_example_of_pooling_prints_its_findings(tmp_path, monkeypatch, capsys, repository):
+    rows = {"base": 2.0, "seed-0": 1.90, "seed-1": 1.91, "seed-2": 1.92}
+    (tmp_path / "scores").mkdir()
+    for name, bits in rows.items():
+        write(tmp_path / "scores" / name, text_rows("domain", bits))
+    monkeypatch.chdir(tmp_path)
+    page = (repository / "docs/python-api.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "pooled" in block)
+    exec(compile(example, "docs/python-api.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert ", 3 seeds: gained." in printed
+    assert "1.9" in printed
 
 
 def test_seeds_that_disagree_are_not_distinguishable(tmp_path):

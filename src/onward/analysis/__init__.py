@@ -3,7 +3,8 @@
 from onward.analysis.comparison import compare, compare_all
 from onward.analysis.difference import Comparison, Comparisons, Difference, Letters, Verdict
 from onward.analysis.loss_curve import LossCurve, loss_curve
-from onward.analysis.pooling import pooled
+from onward.analysis.paired import scored_precision
+from onward.analysis.pooling import pooled, require_seeds
 from onward.analysis.wording import headline, sentence
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "headline",
     "loss_curve",
     "pooled",
+    "require_seeds",
+    "scored_precision",
     "sentence",
 ]

@@ -133,14 +133,24 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Several models, each compared with one base; p-values are corrected over all of them together."""
+    """Several models, each compared with one base; p-values are corrected over all of them together.
+
+    pooled: the mean over the models, where they are seeds of one training; its p-values are corrected by themselves.
+    """
 
     base: str
     comparisons: tuple[Comparison, ...]
+    pooled: Comparison | None = None
+
+    @property
+    def tables(self) -> tuple[Comparison, ...]:
+        """All that is to be shown: each model alone, then the models pooled."""
+        return (*self.comparisons, *(() if self.pooled is None else (self.pooled,)))
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"base": self.base, "comparisons": [comparison.as_json() for comparison in self.comparisons]}
+        """Return plain JSON values; `pooled` is null where the models were not pooled."""
+        alone = [comparison.as_json() for comparison in self.comparisons]
+        return {"base": self.base, "comparisons": alone, "pooled": self.pooled and self.pooled.as_json()}
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onward.artifact import read_manifest
 from onward.errors import UserError
 from onward.evaluation.scores import Scores, TaskScore, read_items, read_scores
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 HELD_OUT = "held_out:"
-_NAMES = ("item", "group", "source", "touched")
+_NAMES = ("item", "subject", "group", "source", "touched")
 _NUMBERS = ("gold", "predicted", "nats", "bytes", "words")
 
 
@@ -23,11 +24,12 @@ _NUMBERS = ("gold", "predicted", "nats", "bytes", "words")
 class Items:
     """The scored items of one task or text, sorted by id; all arrays are [items].
 
-    names of groups, sources and what was done with touched items are objects, None where there is none; numbers are
-    float64, nan where there is none. options: choices of an item. right: only measures that every item has.
+    names of subjects, groups, sources and what was done with touched items are objects, None where there is none;
+    numbers are float64, nan where there is none. options: choices of an item. right: only measures that every item has.
     """
 
     item: NDArray[Any]
+    subject: NDArray[Any]
     group: NDArray[Any]
     source: NDArray[Any]
     touched: NDArray[Any]
@@ -81,21 +83,32 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scored:
-    """One side: the scores of a model and its items by task."""
+    """One side: the scores of a model and its items by task. precision: None where the folder does not say."""
 
     where: Path
     scores: Scores
     items: Mapping[str, Items]
+    precision: str | None
 
 
 def read_scored(folder: Path) -> Scored:
-    """Read the scores in a folder (results.json, items.parquet)."""
-    return Scored(folder, read_scores(folder), _by_task(read_items(folder)))
+    """Read the scores in a folder (results.json, items.parquet, manifest.json where there is one)."""
+    return Scored(folder, read_scores(folder), _by_task(read_items(folder)), scored_precision(folder))
+
+
+def scored_precision(folder: Path) -> str | None:
+    """Return what the scores in a folder were computed in, `fp32` or `bf16`; None where its manifest does not say."""
+    manifest = read_manifest(folder)
+    return None if manifest is None else manifest.made_from.get("precision")
 
 
 def pair_up(before: Scored, after: Scored) -> tuple[list[Pair], list[Pair]]:
-    """Return the held-out texts and the tasks of both sides; raises UserError when they are not of the same items."""
+    """Return the held-out texts and the tasks of both sides.
+
+    Raises UserError when they are not of the same items, or were not computed in the same precision.
+    """
     where = after.where
+    _same_precision(before, after)
     _same_settings(before.scores, after.scores, where)
     if set(before.items) != set(after.items):
         _refuse(where, ", ".join(sorted(after.items)) or "nothing", ", ".join(sorted(before.items)) or "nothing")
@@ -150,6 +163,20 @@ def _same_items(name: str, before: Items, after: Items, where: Path) -> None:
         changed = before.item[(one != other) & ~(np.isnan(one) & np.isnan(other))]
         if len(changed):
             _refuse(where, f"{name}: {column} differs in {_some(set(changed.tolist()))}", "the same content")
+
+
+def _same_precision(before: Scored, after: Scored) -> None:
+    """Refuse scores of fp32 beside such of bf16: near ties fall otherwise, and the flips would pass for a change."""
+    first, second = before.precision, after.precision
+    if first is None or second is None or first == second:
+        return
+    raise UserError(
+        "the two models were scored in different precision, so they cannot be compared",
+        str(after.where),
+        second,
+        f"{first}, as in {before.where}",
+        f"score both in one: `onward compare` with `--precision {first}` and the models in place of their scores",
+    )
 
 
 def _same_settings(before: Scores, after: Scores, where: Path) -> None:

@@ -15,16 +15,17 @@ from onward.errors import UserError
 from onward.statistics import pooled_change
 
 
-def pooled(base_folder: Path, folders: Sequence[Path], name: str | None = None) -> Comparison:
+def pooled(
+    base_folder: Path, folders: Sequence[Path], name: str | None = None, base_name: str | None = None
+) -> Comparison:
     """Compare the mean over models that differ in their seed alone with their base, on the same items.
 
-    The intervals hold for other seeds and other items (`statistics.pooled_change`). name: of the pooled side. Held-out
-    text, measures of right and wrong, and bits per byte are pooled; perplexities are not, whose mean is no
-    perplexity. Raises UserError for fewer than two folders, or when the items differ.
+    The intervals hold for other seeds and other items (`statistics.pooled_change`). name: of the pooled side;
+    base_name: of the base, else the one in its scores. Held-out text, measures of right and wrong, and bits per byte
+    are pooled; perplexities are not, whose mean is no perplexity. Holm's correction is over the rows of a kind. Raises
+    UserError for fewer than two folders, or when the items or the precision differ.
     """
-    if len(folders) < 2:
-        todo = "train the recipe with another seed, or compare the one with `onward compare`"
-        raise UserError("pooling needs several seeds", str(base_folder), f"{len(folders)}", "2 or more", todo)
+    require_seeds(len(folders))
     base = read_scored(base_folder)
     sides = [pair_up(base, read_scored(folder)) for folder in folders]
     texts = [_text_row(pairs) for pairs in zip(*(texts for texts, _ in sides), strict=True)]
@@ -34,7 +35,14 @@ def pooled(base_folder: Path, folders: Sequence[Path], name: str | None = None) 
         clean += _clean_rows(pairs)
     judged, without = corrected([rows])[0], corrected([clean])[0]
     shown = [*corrected([texts])[0], *judged]
-    return assembled(base.scores.model, name or f"{len(folders)} seeds", shown, without)
+    return assembled(base_name or base.scores.model, name or f"{len(folders)} seeds", shown, without)
+
+
+def require_seeds(seeds: int) -> None:
+    """Raise UserError where there are fewer than two seeds: one says nothing of how seeds differ."""
+    if seeds < 2:
+        todo = "train the recipe with another seed as well, or compare the one alone: `onward compare BASE MODEL`"
+        raise UserError("pooling needs several seeds", None, f"{seeds}", "2 or more", todo)
 
 
 def _text_row(pairs: Sequence[Pair]) -> Difference:

@@ -152,14 +152,16 @@ def _guesses(pair: Pair, metric: str) -> bool:
 def at_chance(pair: Pair, metric: str, side: Items) -> bool:
     """Whether a score cannot be told from guessing, p > 0.05.
 
-    Where options are letters, guessing is picking each of them as often as the model does (`chance_agreement`):
-    always answering A scores 23 to 27 % on MMLU and always yes 62 % on BoolQ, far from 25 and 50 % by any test, and is
-    no ability. Elsewhere it is the two-sided exact binomial test against the score of guessing.
+    Where options are letters, guessing is picking each of them as often as the model does, in each subject
+    (`chance_agreement`): always answering A scores 23 to 27 % on MMLU and always yes 62 % on BoolQ, far from 25 and
+    50 % by any test, and is no ability. Elsewhere it is the two-sided exact binomial test against the score of
+    guessing.
     """
     options = fixed_options(pair)
     if metric == "acc" and options is not None:
         gold, picked = (answer.astype(np.int64) for answer in (side.gold, side.predicted))
-        return chance_agreement(gold, picked, len(options)) > LEVEL
+        subjects = side.subject.astype(str)  # `None` is a name like any other
+        return chance_agreement(gold, picked, len(options), subjects) > LEVEL
     if pair.score is None or pair.score.chance is None:
         return False
     right = side.right[metric]

@@ -92,21 +92,27 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
     return tuple(scored)
 
 
-def compare_models(targets: Sequence[str], how: HowToScore) -> ComparedModels:
+def compare_models(targets: Sequence[str], how: HowToScore, pool: bool = False) -> ComparedModels:
     """Compare models, or folders of scores, with the first of them; those not yet scored are scored before.
 
-    Writes comparison.json and comparison.md into `out/compared-A-B`. Raises UserError as `score_models` does, and when
-    two were not scored on the same items.
+    pool: the others are seeds of one training, and their mean is compared with the first as well. Writes
+    comparison.json and comparison.md into `out/compared-A-B`. Raises UserError as `score_models` does, when two were
+    not scored on the same items or in the same precision, and for fewer than two seeds.
     """
-    from onward.analysis import compare_all
+    from onward.analysis import compare_all, pooled, require_seeds
 
+    if pool:
+        require_seeds(len(targets) - 1)
     if len(targets) < 2:
         raise UserError("there is nothing to compare with", got=", ".join(targets), expected="two models or more")
     models = [target for target in targets if not _is_scores(target)]
-    scored = iter(score_models(models, how) if models else ())
+    scored = iter(score_models(models, _in_one_precision(targets, how)) if models else ())
     folders = [Path(target) if _is_scores(target) else next(scored).folder for target in targets]
     names = _names(targets)
     comparisons = compare_all(folders, names, how.evaluation.resamples, how.seed)
+    if pool:
+        mean = pooled(folders[0], folders[1:], f"{len(folders) - 1} seeds, pooled", names[0])
+        comparisons = replace(comparisons, pooled=mean)
     place = how.out / f"compared-{'-'.join(folder.resolve().name for folder in folders)}"
     place.mkdir(parents=True, exist_ok=True)
     compared = ComparedModels(comparisons, place / "comparison.json", place / "comparison.md")
@@ -115,13 +121,27 @@ def compare_models(targets: Sequence[str], how: HowToScore) -> ComparedModels:
     return compared
 
 
+def _in_one_precision(targets: Sequence[str], how: HowToScore) -> HowToScore:
+    """Settle `precision: auto` for all models at once: as the scores that are given, else fp32 unless all take bf16."""
+    from onward.analysis import scored_precision
+    from onward.evaluation.evaluate import choose_precision
+
+    if how.evaluation.precision != "auto":
+        return how
+    given = {scored_precision(Path(target).expanduser()) for target in targets if _is_scores(target)} - {None}
+    sources = [_source(target) for target in targets if not _is_scores(target)]
+    chosen = given or {choose_precision(how.evaluation, source) for source in sources}
+    precision = "bf16" if chosen == {"bf16"} else "fp32"
+    return replace(how, evaluation=how.evaluation.model_copy(update={"precision": precision}))
+
+
 def comparison_markdown(comparisons: "Comparisons") -> str:
     """Return the paired tables as GitHub-flavoured Markdown, each with its findings in words."""
     from onward.reporting.markdown import plain
     from onward.reporting.summary import summary_rows
 
     parts = [f"# {plain(comparisons.base)} compared"]
-    for comparison in comparisons.comparisons:
+    for comparison in comparisons.tables:
         heads = ("", "before", "after", "change", "95 % interval", "p (Holm)", "items", "gained / lost", "")
         lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 2)}---|"]
         for row in summary_rows(comparison):
