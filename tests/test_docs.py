@@ -23,9 +23,11 @@ PAGES = (
     "README.md",
     "CHANGELOG.md",
     "docs/cli.md",
+    "docs/cloze.md",
     "docs/concepts.md",
     "docs/corpus.md",
     "docs/decisions.md",
+    "docs/evaluation.md",
     "docs/footguns.md",
     "docs/numbers.md",
     "docs/python-api.md",
@@ -38,13 +40,20 @@ PAGES = (
 NUM_COMMANDS = {
     "README.md": 6,
     "docs/corpus.md": 5,
+    "docs/evaluation.md": 4,
     "docs/quickstart.md": 6,
     "docs/recipe.md": 1,
     "docs/ray.md": 2,
     "docs/slurm.md": 4,
     "docs/training.md": 6,
 }
-NUM_PYTHON = {"README.md": 1, "docs/quickstart.md": 1, "docs/python-api.md": 4, "docs/numbers.md": 1}
+NUM_PYTHON = {
+    "README.md": 1,
+    "docs/evaluation.md": 1,
+    "docs/quickstart.md": 1,
+    "docs/python-api.md": 4,
+    "docs/numbers.md": 1,
+}
 RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "report")
 LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
