@@ -126,7 +126,7 @@ def test_logit_chunks_give_the_same(model: LlamaForCausalLM, monkeypatch: pytest
     assert [r.logprob for r in cut] == pytest.approx([r.logprob for r in whole], abs=1e-5)
 
 
-def test_soft_capped_logits_are_taken_whole() -> None:
+def test_soft_capped_logits_are_capped_where_they_are_asked_for() -> None:
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=VOCABULARY,
@@ -142,7 +142,8 @@ def test_soft_capped_logits_are_taken_whole() -> None:
         sliding_window=16,
     )
     model = Gemma2ForCausalLM(config).eval()
-    assert _Forward.of(model).head is None
+    forward = _Forward.of(model, SIZES["cpu"])
+    assert (forward.head is None, forward.cap) == (False, 3.0)
     for request, result in zip(random_requests(6), score_continuations(model, random_requests(6)), strict=True):
         assert result.logprob == pytest.approx(naive(model, request, 48)[0], abs=1e-4)
 
@@ -152,7 +153,7 @@ def test_learned_positions() -> None:
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=48)
     model = GPT2LMHeadModel(config).eval()
     assert context_length(model) == 48
-    assert _Forward.of(model).head is not None
+    assert _Forward.of(model, SIZES["cpu"]).head is not None
     for request, result in zip(random_requests(6), score_continuations(model, random_requests(6)), strict=True):
         assert result.logprob == pytest.approx(naive(model, request, 48)[0], abs=1e-4)
 

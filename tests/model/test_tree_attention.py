@@ -113,3 +113,29 @@ def test_blocks_cover_a_row_once_and_name_what_they_see_before() -> None:
         seen = {position for start, end in block.outside for position in range(start, end)}
         needed = {p for s in block.segments for a, b in s.before for p in range(a, b) if p < block.span[0]}
         assert needed == seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        {"layer_types": ["chunked_attention", "full_attention"]},
+    ],
+)
+def test_attention_that_changes_with_length_takes_no_trees(changes: dict[str, Any]) -> None:
+    model = model_of(PLAIN["llama"]())
+    assert Scorer(model)._takes_trees
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    assert not Scorer(model)._takes_trees
+
+
+def test_a_model_taken_whole_computes_fewer_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], whole_logits=30 * VOCABULARY))
+    model = model_of(PLAIN["llama"]())
+    assert Scorer(model).batch_tokens == SIZES["cpu"].batch_tokens
+    model.config.logit_scale = 0.5  # which the model itself does not know of: head times scale are not its logits
+    whole = Scorer(model)
+    assert whole.batch_tokens == 30
+    scored = [result.logprob for result in whole.score(questions())]
+    assert scored == pytest.approx([alone(model, request) for request in questions()], abs=2e-4)
