@@ -95,6 +95,8 @@ class Loader:
         if isinstance(found, BaseException):
             self._reader.next = -1  # its thread has ended: should the step be asked for again, it is read again
             raise found
+        if self._device.type == "cpu":
+            return found
         # From pinned memory the copy is begun and not waited for; 24 bytes a token are nothing beside a step, so it
         # needs no stream of its own and takes no memory of the GPU before its step.
         return replace(found, micro=tuple(rows.to(self._device) for rows in found.micro))
