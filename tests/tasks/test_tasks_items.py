@@ -192,6 +192,20 @@ def test_whole_texts(shared_data: Path, tmp_path: Path) -> None:
     assert 213_886 < sum(item.words or 0 for item in content.items) < 217_646 + 60
 
 
+def test_the_split_that_is_scored_for_want_of_the_test_file_is_named(bench: Path, tmp_path: Path) -> None:
+    for name, title in (("wiki.valid.raw", "One"), ("wiki.test.raw", "Two")):
+        (tmp_path / name).write_text(f" = {title} = \n \n Some words . \n", encoding="utf-8")
+    (tmp_path / "SUBSET").touch()
+    assert load_items(["wikitext"], tmp_path, None)["wikitext"].split is None
+    (tmp_path / "wiki.test.raw").unlink()
+    for _ in range(2):  # built, then kept
+        content = load_items(["wikitext"], tmp_path, None, cache=tmp_path / "kept")["wikitext"]
+        assert (content.split, len(content.items)) == ("validation", 1)
+        assert "= One =" in str(content.items[0].text)
+    every = load_items(["piqa", "mmlu", "arc_easy"], bench, 57)
+    assert {task.split for task in every.values()} == {None}
+
+
 def test_choices_as_continuations(bench: Path) -> None:
     content = load_items(["mmlu_continuation"], bench, 57)["mmlu_continuation"]
     assert content.measures == ("acc", "acc_norm")

@@ -122,6 +122,14 @@ BROKEN = [
     ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"label": 4}, "from 0 to 3"),
     ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"label": ""}, "from 0 to 3"),
     ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"endings": ["a"]}, "four endings"),
+    (
+        "hellaswag",
+        None,
+        "hellaswag/hellaswag_val.jsonl",
+        HELLASWAG | {"endings": list("abc"), "label": 2},
+        "four endings",
+    ),
+    ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"endings": list("abcde")}, "four endings"),
     ("winogrande", None, "winogrande/dev.jsonl", WINOGRANDE | {"answer": ""}, "the test file has no answers"),
     ("winogrande", None, "winogrande/dev.jsonl", WINOGRANDE | {"sentence": "a b"}, "with the gap"),
     ("winogrande", None, "winogrande/dev.jsonl", {"sentence": "a _ b", "answer": "1"}, "a field `option1`"),
@@ -229,6 +237,34 @@ def test_another_number_of_items_than_was_published(bench: Path, tmp_path: Path)
         read_local("cais/mmlu", "anatomy", tmp_path)
 
 
+def test_a_subset_is_of_one_benchmark_where_it_says_so_beside_its_files(tmp_path: Path) -> None:
+    (tmp_path / "SUBSET").unlink()
+    write(tmp_path / "winogrande" / "dev.jsonl", [WINOGRANDE])
+    write(tmp_path / "boolq" / "dev.jsonl", [BOOLQ])
+    write(tmp_path / "mmlu" / "test" / "anatomy_test.csv", ["Q?,a,b,c,d,A"])
+    (tmp_path / "winogrande" / "SUBSET").touch()
+    assert len(read_local("winogrande", "winogrande_xl", tmp_path)["validation"]) == 1
+    with pytest.raises(UserError, match=r"1 items[\s\S]*3270 items") as caught:
+        read_local("aps/super_glue", "boolq", tmp_path)
+    assert f"named SUBSET into {tmp_path / 'boolq'}" in str(caught.value)
+    (tmp_path / "mmlu" / "SUBSET").touch()
+    assert len(read_local("cais/mmlu", "anatomy", tmp_path)["test"]) == 1
+    (tmp_path.parent / "SUBSET").touch()  # outside of the folder it says nothing
+    with pytest.raises(UserError, match="3270 items"):
+        read_local("aps/super_glue", "boolq", tmp_path)
+
+
+def test_examples_are_whole_in_a_subset_too(tmp_path: Path) -> None:
+    write(tmp_path / "mmlu" / "test" / "anatomy_test.csv", ["Q?,a,b,c,d,A"] * 3)
+    write(tmp_path / "mmlu" / "dev" / "anatomy_dev.csv", ["Q?,a,b,c,d,A"] * 4)
+    with pytest.raises(UserError, match=r"anatomy_dev\.csv[\s\S]*4 items[\s\S]*5 items") as caught:
+        read_local("cais/mmlu", "anatomy", tmp_path)
+    assert "SUBSET" not in str(caught.value)
+    write(tmp_path / "mmlu" / "dev" / "anatomy_dev.csv", ["Q?,a,b,c,d,A"] * 5)
+    splits = read_local("cais/mmlu", "anatomy", tmp_path)
+    assert {split: len(documents) for split, documents in splits.items()} == {"test": 3, "dev": 5}
+
+
 def test_variants_of_the_other_benchmarks(bench: Path, tmp_path: Path) -> None:
     first = read_local("allenai/openbookqa", "main", bench)["test"][1]
     assert first["question_stem"] == "There is most likely going to be fog around:"
@@ -267,3 +303,17 @@ def test_wikitext_articles(shared_data: Path, tmp_path: Path) -> None:
         " = One = \n\n text \n = = Two = = \n more \n",
         " = Three = \n",
     ]
+
+
+def test_what_is_made_of_the_validation_text_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "wiki.valid.raw", [" = One = "])
+    (other,) = data_fingerprints(["wikitext"], tmp_path).values()
+    assert other.endswith(" (validation)")
+    write(tmp_path / "wiki.test.raw", [" = Two = "])
+    (whole,) = data_fingerprints(["wikitext"], tmp_path).values()
+    assert whole.isalnum()
+    (tmp_path / "wiki.valid.raw").unlink()
+    assert list(read_local("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", tmp_path)) == ["test"]
+    (tmp_path / "wiki.test.raw").unlink()
+    with pytest.raises(UserError, match=r"file is missing[\s\S]*wiki\.test\.raw"):
+        read_local("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", tmp_path)

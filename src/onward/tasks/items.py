@@ -63,7 +63,8 @@ class TaskItems:
 
     items_total: how many the task has without a limit. items_hash: SHA-256 over the scored items. chance: mean share
     of right choices, None where nothing is chosen. measures: those of `MEASURES` that lm-eval reports for the task, and
-    `acc_pmi`. left_out: metrics of lm-eval's for this task that are not computed here (`f1`, `brier_score`).
+    `acc_pmi`. left_out: metrics of lm-eval's for this task that are not computed here (`f1`, `brier_score`). split: the
+    one scored, where it is not the one that lm-eval scores and published numbers are of.
     """
 
     task: str
@@ -75,6 +76,7 @@ class TaskItems:
     chance: float | None
     measures: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    split: str | None = None
 
 
 def load_items(
@@ -130,7 +132,8 @@ def _load(task: str, data: Path | None, limit: int | None) -> TaskItems:
     chances = [(1 + len(item.also_right)) / len(item.choices) for item in items if item.choices]
     chance = sum(chances) / len(chances) if chances else None
     total, num_fewshot = sum(part.size for part in parts), parts[0].definition.num_fewshot
-    return TaskItems(task, kind, tuple(items), total, items_hash(items), num_fewshot, chance, *found.pop())
+    split = parts[0].definition.evaluation_split if parts[0].lacks else None
+    return TaskItems(task, kind, tuple(items), total, items_hash(items), num_fewshot, chance, *found.pop(), split)
 
 
 def _measures(task: str, kind: Kind, built: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

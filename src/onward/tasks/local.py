@@ -16,9 +16,11 @@ Files are looked for under the names below, each plain or with .gz or .zst at it
 | LAMBADA    | {lambada/lambada_openai,lambada/test,lambada_test_en}.jsonl       | text, or context, continuation |
 | COPA       | {copa/copa_val,COPA/val}.jsonl                                    | SuperGLUE's, or query, choices |
 | WikiText-2 | {wikitext/,wikitext-2-raw/,wikitext-2/,}wiki.test.{raw,tokens},   | text, titles as ` = Title = `  |
-|            | wikitext2_test.txt; without them wiki.valid..., ..._valid.txt     |                                |
+|            | wikitext2_test.txt; without them wiki.valid..., ..._valid.txt,    |                                |
+|            | which is said, since published numbers are of the test text       |                                |
 
-A file whose number of items is not the published one is refused, unless the folder holds a file named `SUBSET`.
+A file whose number of items is not the published one is refused, unless a file named `SUBSET` lies beside it or in a
+folder above it, up to `evaluation.data`. MMLU's examples (dev) must be five of each subject in any case.
 """
 
 from collections.abc import Iterable, Mapping
@@ -65,6 +67,8 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _OPTIONAL = ("dev", "labels")
+_IN_PLACE_OF_TEST = {"wikitext_document_level": "validation"}
+"""The split that is scored where the test file is not there."""
 _SUBSETS = {
     "openbookqa": ("main",),
     "lambada_openai": (None, "default"),
@@ -91,7 +95,10 @@ _MMLU = (
     "professional_psychology=612 public_relations=110 security_studies=245 sociology=201 us_foreign_policy=100 "
     "virology=166 world_religions=171"
 )
+_EXAMPLES = 5
+"""MMLU's questions with answers in each subject's dev file, which few-shot prompts begin with."""
 _COUNTS: dict[tuple[str, str | None, str], int] = {
+    ("mmlu", None, "dev"): _EXAMPLES,
     **{("mmlu", name, "test"): int(count) for name, _, count in (pair.partition("=") for pair in _MMLU.split())},
     ("ai2_arc", "ARC-Easy", "test"): 2376,
     ("ai2_arc", "ARC-Challenge", "test"): 1172,
@@ -150,20 +157,29 @@ def _documents(benchmark: str, subset: str | None, path: Path, found: Mapping[st
 
 def _require_published(benchmark: str, subset: str | None, split: str, count: int, path: Path, data: Path) -> None:
     expected = _COUNTS.get((benchmark, subset, split), _COUNTS.get((benchmark, None, split)))
-    if expected is None or count == expected or (data / _SUBSET).exists():
+    # Prompts with fewer examples than published would be other prompts under the same name.
+    is_example = split == "dev"
+    if expected is None or count == expected or (not is_example and _is_subset(path, data)):
         return
-    todo = (
-        "fetch the original file again; to score fewer items set evaluation.limit; where the file is meant to differ, "
-        f"put an empty file named {_SUBSET} into {data}"
-    )
+    todo = "fetch the original file again"
+    if not is_example:
+        todo += "; to score fewer items set evaluation.limit; where the file is meant to differ, "
+        todo += f"put an empty file named {_SUBSET} into {path.parent}"
     what = "a benchmark file has another number of items than was published"
     raise UserError(what, str(path), f"{count} items", f"{expected} items", todo)
+
+
+def _is_subset(path: Path, data: Path) -> bool:
+    """Whether a file says, beside this one or above it, that items are lacking on purpose."""
+    folders = [folder for folder in path.parents if folder == data or data in folder.parents]
+    return any((folder / _SUBSET).exists() for folder in folders)
 
 
 def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
     """Return a hash of the local files behind each benchmark of `tasks` (of all for a task not of the seven).
 
-    It depends on the files' content alone, not on where the folder stands. Raises UserError when there is no folder.
+    It depends on the files' content alone, not on where the folder stands; a split that is scored in place of the test
+    split is named after it. Raises UserError when there is no folder.
     """
     if not data.is_dir():
         todo = "give a folder with the benchmarks' original files, or null for the Hub"
@@ -171,7 +187,14 @@ def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
     wanted: set[str] = set()
     for task in (split_shots(task)[0] for task in tasks):
         wanted |= {_BENCHMARK[task]} if task in _BENCHMARK else set(_FILES)
-    return {benchmark: _hash_files(data, _FILES[benchmark]) for benchmark in sorted(wanted)}
+    return {benchmark: _fingerprint(benchmark, data) for benchmark in sorted(wanted)}
+
+
+def _fingerprint(benchmark: str, data: Path) -> str:
+    roles = _FILES[benchmark]
+    other = _IN_PLACE_OF_TEST.get(benchmark)
+    is_other = other is not None and not _find(data, roles["test"], None) and bool(_find(data, roles[other], None))
+    return _hash_files(data, roles) + (f" ({other})" if is_other else "")
 
 
 def _hash_files(data: Path, roles: Mapping[str, tuple[str, ...]]) -> str:
@@ -195,10 +218,9 @@ def _find_all(benchmark: str, subset: str | None, data: Path) -> dict[str, Path]
     roles = _FILES[benchmark]
     files = {role: _find(data, names, subset) for role, names in roles.items()}
     found = {role: path for role, path in files.items() if path is not None}
-    needed = [role for role in roles if role not in _OPTIONAL]
-    # WikiText's validation text does where the test text is not there.
-    missing = [role for role in needed if role not in found]
-    if len(missing) == len(needed):
+    other = _IN_PLACE_OF_TEST.get(benchmark)
+    missing = [role for role in roles if role not in (*found, *_OPTIONAL, other)]
+    if missing and other not in found:
         expected = " or ".join(name.format(subset) for name in roles[missing[0]]) + " (plain, .gz or .zst)"
         todo = "put the benchmark's original file there, leave the task out, or set evaluation.data to null"
         raise UserError("a benchmark file is missing", str(data), "no such file", expected, todo)

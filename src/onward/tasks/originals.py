@@ -59,7 +59,7 @@ def split_context(ctx: str) -> tuple[str, str]:
 def hellaswag(row: Row) -> Document:
     """{activity_label, ctx (or ctx_a and ctx_b), endings, label}."""
     endings = [row.as_text(ending, "endings") for ending in row.sequence("endings")]
-    if len(endings) < 2:
+    if len(endings) != 4:
         raise row.error(f"{len(endings)} endings", "four endings")
     label = row.integer("label", len(endings))
     both = (row.text("ctx_a"), row.text("ctx_b")) if "ctx_a" in row.content else split_context(row.text("ctx"))

@@ -18,7 +18,8 @@ class Part:
     """One lm-eval definition behind a task: the whole task, or a subject of MMLU.
 
     splits: local documents by split, None for the Hub's. opened: lm-eval's task over all of them, where its items
-    can be counted only so. size: items without a limit; count: the first so many are taken.
+    can be counted only so. size: items without a limit; count: the first so many are taken. lacks: the split that
+    lm-eval scores, where it is not there and another is scored for it.
     """
 
     definition: "Definition"
@@ -26,6 +27,7 @@ class Part:
     opened: Any
     size: int
     count: int
+    lacks: str | None = None
 
     def item_id(self, index: int) -> str:
         """Return the name of an item: its place in the evaluation split, with the subject before it for MMLU."""
@@ -67,16 +69,17 @@ def _open(definition: "Definition", data: Path | None) -> Part:
     from onward.tasks.harness import open_task
 
     splits = None if data is None else read_local(definition.dataset, definition.subset, data)
-    if splits is not None and definition.config.get("test_split") not in splits:
+    test, lacks = definition.config.get("test_split"), None
+    if splits is not None and test and test not in splits:
         # lm-eval's own rule: the validation split where there is no test split.
-        definition = replace(definition, config={**definition.config, "test_split": None})
+        definition, lacks = replace(definition, config={**definition.config, "test_split": None}), str(test)
     # process_docs of the seven maps one to one, so that a limit may cut before it (HellaSwag: 2.4 s saved);
     # another task's may filter, and its items can be counted only afterwards.
     countable = "process_docs" not in definition.config or definition.name in TASKS
     if splits is not None and countable and definition.evaluation_split in splits:
-        return Part(definition, splits, None, len(splits[definition.evaluation_split]), 0)
+        return Part(definition, splits, None, len(splits[definition.evaluation_split]), 0, lacks)
     opened = open_task(definition, splits)
-    return Part(definition, splits, opened, len(opened.task_docs), 0)
+    return Part(definition, splits, opened, len(opened.task_docs), 0, lacks)
 
 
 def spread(limit: int, sizes: list[int]) -> list[int]:
