@@ -143,7 +143,49 @@ def test_rows_of_another_evaluation_are_not_taken_over(
     assert scores.tasks[0].items == 3
 
 
-def test_a_damaged_part_is_scored_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("loses", ["damaged", "removed"])
+def test_a_damaged_part_is_scored_again(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: str
+) -> None:
+    """Of three chunks of text and three of items four are done, of which one is lost."""
+    whole = evaluate(resolve(TINY), folder=tmp_path / "whole", **inputs)
+    counted = Counted(monkeypatch)
+    counted.last = 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    (lost, *_), counted.last = written_parts(tmp_path / "scores"), 10**9
+    assert len(written_parts(tmp_path / "scores")) == 4
+    lose(lost, loses)
+    scores = evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert counted.calls == 6 + 1, "one chunk twice"
+    assert without_time(scores) == without_time(whole)
+    assert read_rows(tmp_path / "scores/items.parquet") == read_rows(tmp_path / "whole/items.parquet")
+
+
+def written_parts(folder: Path) -> list[Path]:
+    return sorted(building_place(folder).glob("rows/*.parquet"))
+
+
+def lose(part: Path, how: str) -> None:
+    if how == "removed":
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes()[:40])
+
+
+def test_a_life_counts_from_its_first_moment(tmp_path: Path) -> None:
+    """Of several ranks the first may be killed before it has rows, when others have theirs."""
+    first = Partial.open(tmp_path, {"model": "a"})
+    Partial.join(tmp_path, first.life, first.began, is_timed=False).keep([ItemRow("piqa", None, "0", "0")])
+    second = Partial.open(tmp_path, {"model": "a"})
+    assert (first.life, second.life) == (0, 1)
+    first_rank = Partial.join(tmp_path, first.life, first.began - 100.0, is_timed=True)
+    assert first_rank.lived() >= 100
+    assert second.lived() >= 100, "the seconds of the life before stay"
+
+
+def test_parts_are_kept_by_what_they_are_made_from(tmp_path: Path) -> None:
     tmp_path.joinpath("left").write_text("of something else")
     partial = Partial.open(tmp_path, {"model": "a"})
     assert not tmp_path.joinpath("left").exists()
@@ -197,6 +239,48 @@ def test_two_ranks_share_the_chunks(inputs: dict[str, Any], tmp_path: Path, monk
     assert (first[1], second[1]) == (2 * 7, 2 * 4)
     assert not set(first[0]) & set(second[0])
     assert not building_place(tmp_path / "shared").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("loses", ["damaged", "removed"])
+@pytest.mark.parametrize(("task", "says"), [("held_out:domain", "held-out domain text"), ("piqa", "piqa")])
+def test_rows_that_the_ranks_have_not_left_are_missed_and_scored_by_the_same_command(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: str, task: str, says: str
+) -> None:
+    """All ranks ended well, but a part of what they wrote is gone when it is joined."""
+
+    def run_ranks(command: list[str], processes: int) -> int:
+        step.score_share(Path(command[1]))  # one rank, which has it all
+        lose(next(part for part in written_parts(tmp_path / "scores") if read_rows(part)[0].task == task), loses)
+        return 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "run_ranks", run_ranks)
+        with pytest.raises(UserError, match=rf"{says}[\s\S]*[1-5] of its rows[\s\S]*run the same command again"):
+            evaluate(resolve(TINY), folder=tmp_path / "scores", processes=2, **inputs)
+    assert not (tmp_path / "scores").exists()
+    counted = Counted(monkeypatch)
+    scores = evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert counted.calls == 1, "the rest is there"
+    assert without_time(scores) == without_time(evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_left_to_score_does_not_decide_how_it_is_computed(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are compiled by the size of the whole evaluation: a resumed one goes on as it began."""
+    tokens: list[int] = []
+    monkeypatch.setattr("onward.training.ranks.choose_device", lambda place: torch.device("cpu"))
+    monkeypatch.setattr("onward.model.blocks.compile_blocks", lambda model, number: tokens.append(number))
+    counted = Counted(monkeypatch)
+    counted.last = 4
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    counted.last = 10**9
+    evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs)
+    assert len(tokens) == 2
+    assert tokens[0] == tokens[1] > 10**6, "the held-out text's million and the items"
 
 
 def test_ranks_are_started_by_torchrun(inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

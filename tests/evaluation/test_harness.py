@@ -178,6 +178,22 @@ def test_measures_of_whole_texts_by_hand() -> None:
     assert without.measures[0].stderr is None
 
 
+def test_another_split_than_the_published_one_is_said(tiny: tuple[Any, LoadedTokenizer]) -> None:
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    made = (Item("w", None, "0", "0", (), (), 0, text="A text.", words=2, bytes=7),)
+    content = TaskItems("w", "rolling", made, 1, "hash", 0, None, ("bits_per_byte",))
+    score_task(*tiny, content, batch_tokens=512, progress=Notes())
+    assert said == []
+    score_task(*tiny, replace(content, split="validation"), batch_tokens=512, progress=Notes())
+    (note,) = said
+    assert note.startswith("w: the validation split is scored")
+    assert "published numbers are of the test split" in note
+
+
 def test_rows_may_come_in_any_order() -> None:
     made = tuple(Item("l", None, str(n), str(n), (("a", " b"),), (), 0) for n in range(9))
     content = TaskItems("l", "loglikelihood", made, 9, "hash", 0, None, ("perplexity", "acc"))

@@ -246,8 +246,7 @@ class _Scoring:
     def all(self) -> tuple[list[HeldOutScore], list[TaskScore], list[ItemRow]]:
         """Score texts, then tasks; a rank of several gets no scores, only its rows."""
         # The items come first: a wrong name or file shows before anything is computed.
-        items = self._items()
-        self._tokens = _tokens_about(items.values()) + len(self.job.held_out) * _held_out_tokens(self.job.evaluation)
+        items = self._items
         texts: list[HeldOutScore] = []
         tasks: list[TaskScore] = []
         rows: list[ItemRow] = []
@@ -267,6 +266,12 @@ class _Scoring:
         from onward.model.tokenizer import read_tokenizer
 
         return read_tokenizer(self.job.model.folder)
+
+    @cached_property
+    def _tokens(self) -> int:
+        """About how many the whole evaluation scores, whatever is done and whoever shares it."""
+        texts = len(self.job.held_out) * _held_out_tokens(self.job.evaluation)
+        return _tokens_about(self._items.values()) + texts
 
     @cached_property
     def _model(self) -> Any:
@@ -289,6 +294,7 @@ class _Scoring:
             compile_blocks(model, self._tokens)
         return model
 
+    @cached_property
     def _items(self) -> "dict[str, TaskItems]":
         from onward.tasks import load_items
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from onward.errors import UserError
 from onward.evaluation.measures import measures_of, right_answers
+from onward.evaluation.partial import require_model
 from onward.evaluation.scores import ItemRow, TaskScore, WithoutTouched
 from onward.model.score import Request, Scored, context_length, encode_requests, score_continuations
 from onward.model.tokenizer import LoadedTokenizer
@@ -38,11 +39,17 @@ def score_task(
 
     touched: what was done with the items that stand in a corpus, by id; the score is given once more without them.
     done: rows of items that need not be scored again. keep: gets the rows of each new chunk at once. share: (rank,
-    ranks): only every so-manyth chunk is scored, and there is no score, only the rows; `summarise` joins them. Raises
-    UserError when a likelihood is not a number, or a choice has no tokens or does not fit the model.
+    ranks): only every so-manyth chunk is scored, and there is no score, only the rows; `summarise` joins them. model:
+    None where every row is in `done`. Raises UserError when a likelihood is not a number, a choice has no tokens or
+    does not fit the model, or a row is missing without a model.
     """
     if items.left_out:
         progress.note(f"{items.task}: lm-eval's {', '.join(items.left_out)} of this task is not computed here")
+    if items.split is not None:
+        progress.note(
+            f"{items.task}: the {items.split} split is scored, for lack of the test file; published numbers are of the "
+            "test split"
+        )
     progress.begin(f"scoring {items.task}", len(items.items), "items")
     rank, ranks = share
     size = _TEXTS if items.kind == "rolling" else _CHUNK
@@ -52,6 +59,8 @@ def score_task(
         chunk = items.items[start : start + size]
         if number % ranks == rank:
             missing = [item for item in chunk if item.id not in known]
+            if missing:
+                require_model(model, items.task, len(missing))
             new = _rows(model, tokenizer, items, missing, batch_tokens, touched) if missing else []
             if new and keep is not None:
                 keep(new)

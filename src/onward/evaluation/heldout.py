@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from onward.errors import UserError
+from onward.evaluation.partial import require_model
 from onward.evaluation.scores import HeldOutScore, ItemRow, SourceScore
 from onward.model.score import score_documents
 from onward.model.tokenizer import LoadedTokenizer
@@ -56,7 +57,8 @@ def score_held_out(
     total nats / (ln 2 * total bytes); whole groups are drawn for the interval. done: rows of a killed run, which are
     not scored again (with all of them there the model may be None). keep: is given the rows of each chunk at once.
     share: rank and world; only chunks i with i % world == rank are scored, and there is no score but for one process.
-    Raises UserError when there is no text, or a document's likelihood is not a number.
+    Raises UserError when there is no text, a document's likelihood is not a number, or a row is missing and no model is
+    there.
     """
     task = f"held_out:{corpus}"
     progress.begin(f"scoring held-out {corpus} text", tokens, "tokens")
@@ -71,6 +73,7 @@ def score_held_out(
         missing = [document for document, row in zip(documents, there, strict=True) if row is None]
         new = []
         if missing and number % world == rank:
+            require_model(model, f"held-out {corpus} text", len(missing))
             new = _scored(model, tokenizer, task, missing, batch_tokens)
             if keep is not None:
                 keep(new)

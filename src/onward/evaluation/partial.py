@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from onward.artifact import fingerprint, sync, write_json
+from onward.errors import UserError
 from onward.evaluation.scores import ItemRow, read_rows, write_rows
 
 _FOLDER = "rows"
@@ -37,7 +38,11 @@ class Partial:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             folder.mkdir()
             write_json(folder / "made_from.json", wanted)
-        return cls(folder, len(list(folder.glob("life-*.json"))), time.time())
+        life = len(list(folder.glob("life-*.json")))
+        # By these lives are counted. Of several ranks only the first records seconds, after a chunk of its own: were
+        # there no file before, the next life would take the same number.
+        write_json(folder / f"life-{life}.json", {"seconds": 0.0})
+        return cls(folder, life, time.time())
 
     @classmethod
     def join(cls, building: Path, life: int, began: float, is_timed: bool) -> "Partial":
@@ -76,6 +81,16 @@ class Partial:
     def remove(self) -> None:
         """Remove what is no longer needed once all rows stand in one file."""
         shutil.rmtree(self._folder)
+
+
+def require_model(model: Any | None, where: str, missing: int) -> None:
+    """Raise UserError when rows are missing and there is no model to score them.
+
+    This is the one who joins what several ranks have written: all have ended well, yet a part is damaged or gone.
+    """
+    if model is None:
+        got, todo = f"{missing} of its rows are missing", "run the same command again: only these are scored"
+        raise UserError("what the ranks have scored is not all there", where, got, "every row", todo)
 
 
 def _json(path: Path) -> dict[str, Any]:
