@@ -103,6 +103,21 @@ def test_a_plan_for_this_machine_gives_hours_memory_and_disk(place: Path) -> Non
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["name"] == "small"
 
 
+def test_models_between_the_stages_and_questions_are_part_of_the_plan(place: Path) -> None:
+    plain = foreseen(place)
+    found = foreseen(place, evaluation__at=[480, 960, 1920, 480], evaluation__cloze=30)
+    assert (plain.evaluation.models, found.evaluation.models) == (3, 5), "1,920 tokens are a stage's end"
+    assert (found.evaluation.between, found.evaluation.cloze_items) == (2, 30)
+    assert found.evaluation.requests == 4 * 30
+    assert found.disk.models == 2 * plain.disk.models
+    assert found.disk.checkpoints == plain.disk.checkpoints
+    recipe = small_run.recipe(place, evaluation__at=[480, 960, 1920, 480])
+    _, preparations_found = preparations(recipe, place)
+    domain, general = (make(preparation, None, None) for preparation in preparations_found.values())
+    plan = plan_run(recipe, found.parameters, domain, general)
+    assert plan.disk_bytes == found.disk.checkpoints + found.disk.models
+
+
 def test_a_machine_that_is_not_here_can_be_planned_for(place: Path) -> None:
     found = foreseen(place, hardware="8xh100")
     assert (found.machine.count, found.machine.kind, found.machine.here) == (8, "cuda", False)

@@ -140,6 +140,17 @@ def test_scoring_counts_the_requests_of_the_seven_tasks_and_what_is_not_known(sh
     assert (few.requests, few.tokens) == (0, 1000)
 
 
+def test_questions_of_the_own_text_are_scored_too_whatever_the_limit(shape: ModelShape) -> None:
+    plain = foresee_evaluation(Evaluation(tasks=("piqa",), limit=100), shape, 60e12, [text()], models=3)
+    settings = Evaluation(tasks=("piqa",), limit=100, cloze=1000)
+    found = foresee_evaluation(settings, shape, 60e12, [text()], models=3, between=1)
+    assert (plain.cloze_items, plain.between) == (0, 0)
+    assert (found.cloze_items, found.between, found.unknown_tasks) == (1000, 1, ())
+    assert found.requests == plain.requests + 4000
+    assert found.tokens == pytest.approx(plain.tokens + 950_000 / 4)
+    assert found.seconds.value > plain.seconds.value + 3 * 4000 * costs.REQUEST_SECONDS.value
+
+
 def test_the_mixture_of_two_texts_looks_back_as_far_as_its_parts() -> None:
     texts = [text(pairs_per_token=100.0), text("general", pairs_per_token=300.0)]
     assert pairs_of(texts, 0.25) == 150
@@ -157,6 +168,19 @@ def test_checkpoints_take_twelve_bytes_a_parameter_and_what_is_there_is_not_coun
     (there / "weights").write_bytes(b"0" * 3400)
     disk = foresee_disk(training, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
     assert (disk.checkpoints, disk.models) == (3000, 400)
+    model = tmp_path / "r/x/models/tokens-000000500"
+    model.mkdir(parents=True)
+    (model / "weights").write_bytes(b"0" * 1700)
+    disk = foresee_disk(training, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
+    assert (disk.checkpoints, disk.models) == (1500, 200)
+
+
+def test_models_between_the_stages_ends_take_room_without_a_state(tmp_path: Path) -> None:
+    training, folders = Training(stages=("1M", "2M"), keep_checkpoints=2), Folders(tmp_path / "c", tmp_path / "r")
+    assert checkpoint_bytes(training, 100, 3) == (12 * 100 * 5, 4 * 100 * (2 + 3))
+    scoring = foresee_evaluation(Evaluation(tasks=()), _shape(), 1e12, [text()], models=6, between=3)
+    disk = foresee_disk(training, 100, [text()], scoring, folders, tmp_path / "r/x")
+    assert (disk.checkpoints, disk.models) == (6000, 2000)
 
 
 def _shape() -> ModelShape:

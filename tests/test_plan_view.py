@@ -112,7 +112,7 @@ def planned(training: Training | None = None) -> Foresight:
             seconds,
             tuple(seconds.times(share) for share in (0.4, 1.0)[: len(batches.stage_steps)]),
         ),
-        evaluation=EvaluationForesight(3, 123_274, 7.87e6, Range(300, 600, 1200), ()),
+        evaluation=EvaluationForesight(3, 123_274, 7.87e6, Range(300, 600, 1200), (), 0, 0),
         disk=DiskForesight(2.2e9, 7.5e9, 1e9, 3.7e7, {"/cache": 10**12, "/runs": 10**12}),
         notes=("domain: estimated from 1,024 documents\x1b[31m",),
         problems=(),
@@ -212,6 +212,21 @@ def test_text_to_be_sampled_takes_a_time_that_is_not_foreseen() -> None:
     sampled = replace(GENERAL, basis="to be sampled", kept_share=0.9, tokens=Range.exactly(90_000))
     assert re.search("sample +100k tokens from the base model", shown(replace(planned(), texts=(DOMAIN, sampled))))
     assert "from the base model" not in shown(planned())
+
+
+def test_models_between_the_stages_and_questions_of_the_own_text_are_named() -> None:
+    assert "evaluation.at" not in shown(planned())
+    assert "evaluation.cloze" not in shown(planned())
+    evaluation = replace(planned().evaluation, models=7, between=4, cloze_items=1000)
+    for width in (80, 120):
+        said = shown(replace(planned(), evaluation=evaluation), width)
+        assert max(map(len, said.splitlines())) <= width
+        words = " ".join(said.split())
+        assert "7 models, each" in words
+        assert "4 of the models between the stages' ends (evaluation.at)" in words
+        assert "1,000 questions of the domain's text among these (evaluation.cloze)" in words
+    content = replace(planned(), evaluation=evaluation).as_json()["evaluation"]
+    assert (content["between"], content["cloze_items"]) == (4, 1000)
 
 
 def test_what_is_not_known_is_left_out() -> None:

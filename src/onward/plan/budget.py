@@ -101,18 +101,23 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
         general_sequences_available=available_general,
         general_repetition=needed_general / available_general if available_general else 0.0,
         parameters=parameters,
-        disk_bytes=sum(checkpoint_bytes(recipe.training, parameters)),
+        disk_bytes=sum(checkpoint_bytes(recipe.training, parameters, models_between(recipe))),
     )
 
 
-def checkpoint_bytes(training: Training, parameters: int) -> tuple[int, int]:
-    """Return the bytes of all resumable states, and of the models at the ends of the stages.
+def models_between(recipe: Recipe) -> int:
+    """Return how many models are written and scored beside those of the stages' ends (`evaluation.at`)."""
+    return len(set(recipe.evaluation.at) - set(recipe.training.stages))
+
+
+def checkpoint_bytes(training: Training, parameters: int, between: int = 0) -> tuple[int, int]:
+    """Return the bytes of all resumable states, and of the models at the ends of the stages and `between` them.
 
     A state holds fp32 weights and two moments; one more than is kept exists while a new one is written, and each
-    stage's end keeps its own. A releasable model is at most fp32.
+    stage's end keeps its own. A releasable model is at most fp32; between the stages' ends there is nothing else.
     """
     stages = len(training.stages)
-    return 12 * parameters * (training.keep_checkpoints + 1 + stages), 4 * parameters * stages
+    return 12 * parameters * (training.keep_checkpoints + 1 + stages), 4 * parameters * (stages + between)
 
 
 def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:

@@ -10,7 +10,7 @@ from onward.corpus.preparation import Preparation
 from onward.errors import UserError
 from onward.model.shape import ModelShape, read_shape
 from onward.model.source import ModelSource
-from onward.plan.budget import Supply, round_budget, too_short
+from onward.plan.budget import Supply, models_between, round_budget, too_short
 from onward.plan.costs import (
     disk_problems,
     foresee_disk,
@@ -81,8 +81,9 @@ def foresee(
             settings = recipe.training.optimizer
             timed = time_steps(base, shape, settings, strategy, here.precision, batches, pairs, devices, progress)
         training = foresee_training(here.machine, here.hardware, shape, batches, pairs, strategy, timed)
-    models = 1 + len(batches.stage_steps)
-    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, texts, models)
+    between = models_between(recipe)
+    models = 1 + len(batches.stage_steps) + between
+    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, texts, models, between)
     disk = foresee_disk(recipe.training, shape.parameters, texts, evaluation, folders, folders.runs / recipe.name)
     if here.machine.here:
         problems += disk_problems(disk, folders)

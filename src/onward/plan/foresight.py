@@ -158,9 +158,10 @@ class TrainingForesight:
 
 @dataclass(frozen=True)
 class EvaluationForesight:
-    """What scoring costs. models: the base and one of each stage. requests, tokens: of one model.
+    """What scoring costs. models: the base, one of each stage, and those of `evaluation.at`. requests, tokens: of one.
 
-    unknown_tasks: those whose size is not known beforehand; they come on top.
+    unknown_tasks: those whose size is not known beforehand; they come on top. between: how many of the models are those
+    of `evaluation.at`. cloze_items: those wanted; a short text gives fewer.
     """
 
     models: int
@@ -168,6 +169,8 @@ class EvaluationForesight:
     tokens: float
     seconds: Range
     unknown_tasks: tuple[str, ...]
+    between: int
+    cloze_items: int
 
 
 @dataclass(frozen=True)

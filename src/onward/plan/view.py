@@ -236,6 +236,10 @@ def _costs_view(foresight: Foresight) -> RenderableType:
         f"{evaluation.models} models, each {evaluation.requests:,} requests, {token_text(evaluation.tokens)} tokens"
     )
     rows.append(("score", f"{span(evaluation.seconds, duration)}: {scored}"))
+    if evaluation.between:
+        rows.append(("", f"{evaluation.between} of the models between the stages' ends (evaluation.at)"))
+    if evaluation.cloze_items:
+        rows.append(("", f"{evaluation.cloze_items:,} questions of the domain's text among these (evaluation.cloze)"))
     parts = {"corpora": disk.corpora, "checkpoints": disk.checkpoints, "models": disk.models, "scores": disk.scores}
     written = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size >= 1e3)
     rows.append(("disk", f"{amount(disk.total)}: {written}"))
