@@ -1,16 +1,24 @@
 """The parts of the cloze benchmark on text whose answers are known."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+import small_run
+from onward.corpus.prepare import prepare
+from onward.evaluation.cloze import training_text
 from onward.evaluation.cloze.distractors import Distractors, alike, by_rank, stems
 from onward.evaluation.cloze.gaps import MINIMUM_WORDS, Sentences
 from onward.evaluation.cloze.ngrams import NGrams
 from onward.evaluation.cloze.selection import Material, Proposal, choose
 from onward.evaluation.cloze.terms import Stream, Terms, find_terms
+from onward.evaluation.cloze.training_text import sample_training_text
 from onward.evaluation.cloze.words import Vocabulary, cut, read_document, sentences
+from onward.model.tokenizer import read_tokenizer
 
 LEAD = "The lecture went on for a long time and nobody in the room had yet understood what all of it was for. "
 
@@ -276,3 +284,31 @@ def test_distractors_by_rank() -> None:
         chosen = by_rank(scores, 2.5, rank, 2, random)
         assert len(set(chosen.tolist())) == 2
         assert (scores[chosen] > 2.5).sum() == rank
+
+
+def test_the_sample_is_of_the_text_that_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the byte tokenizer a character is a token."""
+    place = small_run.write_inputs(tmp_path)
+    tokenizer = read_tokenizer(place / "model")
+    corpus = prepare(
+        small_run.recipe(place).corpus,
+        tokenizer=tokenizer,
+        sequence_tokens=48,
+        wanted_tokens=None,
+        seed=5,
+        folders=small_run.folders(place),
+        workers=1,
+    ).path
+    written = {json.loads(line)["text"] for line in (place / "domain.jsonl").read_text().splitlines()}
+    held_out = set(pq.read_table(corpus / "held_out.parquet")["text"].to_pylist())
+    whole = sample_training_text(corpus, 10**9, seed=0)
+    assert set(whole) == written - held_out
+    assert len(whole) == len(written) - len(held_out) > 30, "each once"
+    some = sample_training_text(corpus, 3000, seed=0)
+    assert some == whole[: len(some)]
+    assert sum(map(len, some[:-1])) < 3000 <= sum(map(len, some)) + len(some), "an end token each"
+    assert sample_training_text(corpus, 3000, seed=1) != some
+    monkeypatch.setattr(training_text, "_LONGEST_TOKENS", 50)
+    cut = sample_training_text(corpus, 10**9, seed=0)
+    assert cut == [text[:50] for text in whole], "nothing of a long document but its front"
+    assert len(sample_training_text(corpus, 500, seed=0)) == 10
