@@ -1,13 +1,17 @@
 """What the guard does in a whole run whose losses are no numbers or leap."""
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from circumstances import Notes, befalls, events, opened, rows_of, state
+from safetensors.torch import load_file
 
 from onward.errors import UserError
+from onward.training import loop
 from onward.training.network import Network, Rows
 
 
@@ -92,3 +96,76 @@ def test_a_leap_of_the_loss_stops_it(
         run.train()
     assert "step 5 (" in str(stopped.value)
     assert "the last checkpoint is untouched" in str(stopped.value)
+
+
+BETWEEN = ("tokens-000002400", "tokens-000002880")
+"""Models after steps 5 and 6: before the leap's own step, and with it."""
+
+
+def leap_at(*calls: int) -> Callable[[int, Network, Rows, torch.Tensor], torch.Tensor]:
+    """The losses of these forward passes are three times as high."""
+    return lambda call, network, rows, loss: loss * 3 if call in calls else loss
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model" / "model.safetensors")
+
+
+def are_of(run: Path, checkpoint: str, models: Sequence[str] = BETWEEN) -> bool:
+    """Whether models hold exactly the weights of a checkpoint."""
+    expected = weights_of(run / "checkpoints" / checkpoint)
+    found = [weights_of(run / "models" / name) for name in models]
+    return all(torch.equal(weights[name], expected[name]) for weights in found for name in expected)
+
+
+def test_models_that_a_rollback_undoes_are_written_again(
+    inputs: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training__guard": LEAPS | {"spike": "rollback"}, "evaluation__at": [2400, 2880, 3360]}
+    run = opened(inputs, tmp_path, **changes)
+    last = "tokens-000003360"
+
+    def killed(call: int, network: Network, rows: Rows, loss: torch.Tensor) -> torch.Tensor:
+        if call == 10:
+            raise RuntimeError("killed")
+        return loss
+
+    # The first of them is there already when the run is killed in the step of the leap, and is not made by the next.
+    befalls(monkeypatch, killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run.train()
+    assert not are_of(run.folder, "tokens-000001920", BETWEEN[:1]), "it holds the update that is to be undone"
+    befalls(monkeypatch, leap_at(2, 3))
+    run.train()
+    assert [(event["to"], event["batches_left_out"]) for event in events(run.folder, "rollback")] == [(4, 2)]
+    assert are_of(run.folder, "tokens-000001920")
+    assert not are_of(run.folder, "tokens-000001920", [last])
+    written = [(event["step"], event["folder"]) for event in events(run.folder, "model")]
+    assert written == [(5, BETWEEN[0]), (6, BETWEEN[0]), (6, BETWEEN[1]), (7, last)]
+
+    # One that is lost is made again as it was, which takes the steps that were undone.
+    rows = rows_of(run.folder)
+    shutil.rmtree(run.folder / "models" / BETWEEN[0])
+    befalls(monkeypatch, leap_at(2, 3))
+    run.train()
+    assert are_of(run.folder, "tokens-000001920")
+    assert rows_of(run.folder) == rows
+
+
+def test_where_models_are_written_does_not_change_what_a_rollback_leaves_out(
+    inputs: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where losses are read every few steps, as on a GPU."""
+    monkeypatch.setattr(loop, "_CPU_CADENCE", 4)
+    changes = {"training__guard": LEAPS | {"spike": "rollback"}, "training__checkpoint_tokens": 1920}
+    states = []
+    for at in ([], [2400, 2880, 3360]):
+        befalls(monkeypatch, leap)
+        run = opened(inputs, tmp_path / f"{len(at)}", **changes, evaluation__at=at)
+        run.train()
+        (rollback,) = events(run.folder, "rollback")
+        assert (rollback["to"], rollback["batches_left_out"]) == (4, 4)
+        states.append(state(run.folder / "checkpoints/tokens-000003840"))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert are_of(run.folder, "tokens-000001920", [*BETWEEN, "tokens-000003360"])
+    assert [event["folder"] for event in events(run.folder, "model")] == [BETWEEN[0], *BETWEEN, "tokens-000003360"]

@@ -30,7 +30,7 @@ _REMEMBERED_ROWS = 4096
 """Rows of the record that a diagnosis looks back on."""
 _COLLECT_STEPS = 100
 """Every so many steps Python's garbage is collected; in between it would stop one rank while the others wait."""
-_GPU_CADENCE = 10
+_GPU_CADENCE, _CPU_CADENCE = 10, 1
 """A GPU is asked for its losses every so many steps; asking waits for it. A CPU has them at once."""
 
 
@@ -47,21 +47,31 @@ class _Stopped(Exception):
 
 
 class Loop:
-    """Trains a session to the end of its stages; points: where a model is written on the way."""
+    """Trains a session to the end of its stages.
+
+    points: where a model is written on the way. missing: those whose model is not there yet.
+    """
 
     def __init__(
-        self, session: Session, record: Record | None, progress: Progress, points: tuple[Stage, ...] = ()
+        self,
+        session: Session,
+        record: Record | None,
+        progress: Progress,
+        points: tuple[Stage, ...] = (),
+        missing: tuple[Stage, ...] = (),
     ) -> None:
         self.session, self.record, self.progress, self.points = session, record, progress, points
+        self.missing = list(missing)
         self.ranks, self.training, self.plan = session.ranks, session.training, session.plan
         self.on_gpu = self.ranks.device.type == "cuda"
-        self.cadence = _GPU_CADENCE if self.on_gpu else 1
+        self.cadence = _GPU_CADENCE if self.on_gpu else _CPU_CADENCE
         self.meter = MemoryMeter(self.ranks.device)
         self.plateau = PlateauWatch()
         asked = self.training.checkpoint_tokens or self.training.stages[-1] // 20
         self.save_every = max(1, asked // self.plan.step_tokens)
         self.saved_at = self.flushed_at = time.monotonic()
         self.pending: list[_Pending] = []
+        self.rollback: Finding | None = None
         self.rows: deque[dict[str, Any]] = deque([] if record is None else record.before, maxlen=_REMEMBERED_ROWS)
         for row in self.rows:
             self.plateau.observe(row, self.plan.stage_steps, self.training.schedule)
@@ -95,11 +105,6 @@ class Loop:
         session = self.session
         if self._made(stage):
             session.step += 1
-            # Before the state of this step is saved: a kill in between has the step made again, and the model with it.
-            for point in self.points:
-                if point.steps == session.step:
-                    session.write_model(point)
-                    self._event("model", folder=point.folder.name)
         ended, saves = session.step == stage.steps, False
         # Several ranks look at every step, together: a signal reaches them at different moments.
         if session.step % self.cadence == 0 or ended or self.ranks.world > 1 or self.stop.number is not None:
@@ -108,8 +113,16 @@ class Loop:
         else:
             number = None
             saves = self._state_is_due(False)
-        if ended or saves or session.step % self.cadence == 0:
+        settles = ended or saves or session.step % self.cadence == 0
+        if settles or self._models_are_due():
             self._flush()
+        # Not as soon as it is ordered: the batches that are left out must not depend on where models are written.
+        if settles and self.rollback is not None:
+            self._roll_back(self.rollback)
+            self.rollback = None
+        # Before the state of this step is saved: a kill in between has the step made again, and the model with it.
+        if self.rollback is None:
+            self._write_models()
         if ended or saves:
             session.save(self.record, stage if ended else None)
             self.saved_at = time.monotonic()
@@ -200,7 +213,6 @@ class Loop:
             "memory_bytes": reading.peak, "allocated_bytes": reading.allocated, "reserved_bytes": reading.reserved
         }  # fmt: skip
         self.session.learner.updates -= sum(bool(left_out) for *_, left_out in values)
-        orders = []
         for pending, digest, (loss, norm, left_out) in zip(taken, digests, values, strict=True):
             row = pending.row | {"batch": f"{digest:016x}", "loss_nats": loss, "gradient_norm": norm}
             row["applied"] = not left_out
@@ -208,9 +220,8 @@ class Loop:
             finding = self.session.guard.observe(row["step"], loss, norm, not left_out)
             if finding is not None:
                 self._tell(finding)
-                orders.append(finding)
-        if any(finding.action == "rollback" for finding in orders):
-            self._roll_back(next(finding for finding in orders if finding.action == "rollback"))
+                if finding.action == "rollback" and self.rollback is None:
+                    self.rollback = finding
         if self.session.step % _COLLECT_STEPS == 0:
             gc.collect()
 
@@ -266,12 +277,28 @@ class Loop:
             raise UserError("the loss is not a number or leaps, and its updates were left out", where, got, todo=todo)
 
     def _roll_back(self, finding: Finding) -> None:
-        """Take the weights of the last checkpoint, and go on after the steps made since, whose batches are left out."""
+        """Take the weights of the last checkpoint, and go on after the steps made since, whose batches are left out.
+
+        The models written since hold updates that are no more: they are written again, with the weights taken.
+        """
         session, reached, guard = self.session, self.session.step, self.session.guard
         session.checkpoints.wait()
         if session.restored_before(finding.step + 1):
             self._event("rollback", to=session.step, batches_left_out=reached - session.step)
+            undone = [point for point in self.points if session.step < point.steps <= reached]
+            self.missing = [*undone, *(point for point in self.missing if point not in undone)]
             session.guard, session.step = guard, reached
+
+    def _models_are_due(self) -> bool:
+        return any(point.steps <= self.session.step for point in self.missing)
+
+    def _write_models(self) -> None:
+        """Write the models of the points that are reached; the guard has judged every step up to there."""
+        due = [point for point in self.missing if point.steps <= self.session.step]
+        self.missing = [point for point in self.missing if point not in due]
+        for point in due:
+            self.session.write_model(point)
+            self._event("model", folder=point.folder.name)
 
     def _event(self, name: str, **facts: Any) -> None:
         if self.record is not None:

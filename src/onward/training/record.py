@@ -68,6 +68,14 @@ def recorded(run_folder: Path, first_step: int, last_step: int) -> Iterator[Reco
         record.close()
 
 
+def undone_until(run_folder: Path, step: int) -> int:
+    """Return the step at which the guard went back behind `step`, and so undid it; `step` where it never did."""
+    for row in read_rows(run_folder / "events.jsonl"):
+        if row["event"] == "rollback" and row["to"] < step <= row["to"] + row["batches_left_out"]:
+            step = row["to"] + row["batches_left_out"]
+    return step
+
+
 def _line(row: dict[str, Any]) -> str:
     row = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
     return json.dumps(row) + "\n"

@@ -11,7 +11,7 @@ from onward.progress import Progress, Silent
 from onward.recipe import Training
 from onward.training.kept import is_whole
 from onward.training.launch import count_gpus
-from onward.training.record import recorded
+from onward.training.record import recorded, undone_until
 from onward.training.stages import COST_KNOBS, Stage, points_of, stages_of
 
 
@@ -57,12 +57,13 @@ def train(
 
     end = due[-1].steps if until_step is None else min(due[-1].steps, until_step)
     points = tuple(point for point in points_of(training, at, seed, run_folder) if point.steps <= end)
-    missing, points = (tuple(place for place in places if not is_made(place)) for places in (due, points))
-    if not missing and not points:
+    missing, lacking = (tuple(place for place in places if not is_made(place)) for places in (due, points))
+    if not missing and not lacking:
         return due
-    first, last = (choose((*missing, *points), key=lambda place: place.steps) for choose in (min, max))
+    first, last = (choose((*missing, *lacking), key=lambda place: place.steps) for choose in (min, max))
     # After a model alone nothing is missing: the end of its stage is there, and stays as it is.
-    stop = until_step if last in due else last.steps
+    end = last.steps if last in due else undone_until(run_folder, last.steps)
+    stop = until_step if last in due else end
     # Imported when there is something to do: a run that is done needs no torch.
     from onward.training.loop import Loop
     from onward.training.ranks import joined
@@ -76,9 +77,9 @@ def train(
         session = Session(
             training, base, domain, general, seed, run_folder, made_at, first.steps, ranks, progress, while_waiting
         )
-        record = opened.enter_context(recorded(run_folder, session.step, last.steps)) if ranks.is_first else None
+        record = opened.enter_context(recorded(run_folder, session.step, end)) if ranks.is_first else None
         session.begin(record)
-        Loop(session, record, progress, points).run(due[: last.number], stop)
+        Loop(session, record, progress, points, lacking).run(due[: last.number], stop)
     return tuple(stage for stage in due if until_step is None or stage.steps <= until_step)
 
 
