@@ -95,20 +95,23 @@ class Checkpoints:
         tensors: Mapping[str, torch.Tensor],
         export: Callable[[Path], None] | None = None,
         then: Callable[[], None] | None = None,
+        export_bytes: int = 0,
     ) -> None:
         """Write a checkpoint; in the background, return as soon as `tensors` may change. Waits for the one before.
 
         tensors: by name, plain or DTensor, on any device; every rank gives its own part. export: called with the
-        folder on the first rank, to write more into it. then: called on the first rank when the checkpoint is
-        complete. Both are called in the thread that writes. Raises UserError, the older checkpoints untouched, when
-        the disk is full or the ranks do not share a folder; in the background, the next `save` or `wait` does.
+        folder on the first rank, to write about `export_bytes` more into it. then: called on the first rank when the
+        checkpoint is complete. Both are called in the thread that writes. Raises UserError, the older checkpoints
+        untouched, when the disk is full or the ranks do not share a folder; in the background, the next `save` or
+        `wait` does.
         """
         self.wait()
         self._looked = None
         place = self._ranks.place
         pieces = own_pieces(tensors, place.rank, place.world)
         numbers = file_numbers(tensors, place.world)
-        save = _Save(self._folder / name, snapshot, pieces, numbers, total_bytes(tensors), export, then)
+        size = total_bytes(tensors) + export_bytes
+        save = _Save(self._folder / name, snapshot, pieces, numbers, size, export, then)
         if not self._background:
             self._write(save)
             return
@@ -120,15 +123,21 @@ class Checkpoints:
         self._thread = Thread(target=self._write_aside, args=(save, copied), name="checkpoint")
         self._thread.start()
 
-    def write_model(self, folder: Path, step: int, export: Callable[[Path], None]) -> None:
+    def write_model(self, folder: Path, step: int, export: Callable[[Path], None], export_bytes: int = 0) -> None:
         """Make an artifact of this step's model at `folder`, with no state to go on from; return when it is there.
 
-        export: as in `save`. Raises UserError, on every rank, when the disk is full.
+        export, export_bytes: as in `save`. Raises UserError, on every rank, when the disk is full; what is at `folder`
+        stays then, and nothing is left beside it.
         """
 
         def write() -> None:
-            with building(folder, "model", self._made_at(step)) as aside:
-                export(aside)
+            try:
+                with building(folder, "model", self._made_at(step)) as aside:
+                    require_space(aside, export_bytes, "a model")
+                    export(aside)
+            except BaseException:  # a full disk gets its space back
+                shutil.rmtree(building_place(folder), ignore_errors=True)
+                raise
 
         _together(self._ranks, write if self._ranks.is_first else _nothing)
 

@@ -21,12 +21,12 @@ class Found:
     damages: tuple[Damage, ...]
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise UserError when the disk of `folder` has less than `needed` bytes left."""
+def require_space(folder: Path, needed: int, what: str = "a checkpoint") -> None:
+    """Raise UserError when the disk of `folder` has less than `needed` bytes left for `what`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         todo = "free some space, lower training.keep_checkpoints, or choose another place with --runs"
-        got, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for a checkpoint"
+        got, expected = f"{free / 1e6:.0f} MB free", f"{needed / 1e6:.0f} MB for {what}"
         raise UserError("the disk is full", str(folder), got, expected, f"{todo}; finished work is kept")
 
 

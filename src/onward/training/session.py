@@ -266,12 +266,12 @@ class Session:
                 if stage is not None:
                     record.event("stage_end", step=snapshot.step, tokens=stage.tokens, folder=name)
 
-        export = None if stage is None else self._export()
-        self.checkpoints.save(name, snapshot, self.learner.tensors(), export, written)
+        export, size = (None, 0) if stage is None else (self._export(), self._model_bytes())
+        self.checkpoints.save(name, snapshot, self.learner.tensors(), export, written, size)
 
     def write_model(self, point: Stage) -> None:
-        """Write the weights of this step as a model of its own, beside the checkpoints; every rank takes part."""
-        self.checkpoints.write_model(point.folder, self.step, self._export())
+        """Write the weights of now as the model of a point, beside the checkpoints; every rank takes part."""
+        self.checkpoints.write_model(point.folder, point.steps, self._export(), self._model_bytes())
 
     def _export(self) -> Callable[[Path], None]:
         """Take a copy of the weights now, and return what writes it as a plain Hugging Face folder."""
@@ -279,6 +279,11 @@ class Session:
         weights = self.learner.whole_weights(dtype)
         model, base = self.learner.model, self.base.folder
         return lambda folder: export_model(model, base, folder / "model", dtype, weights)
+
+    def _model_bytes(self) -> int:
+        """How large the weights are that `_export` writes, those of all ranks together."""
+        parameters: int = sum(parameter.numel() for parameter in self.learner.model.parameters())
+        return parameters * stored_dtype(self.base).itemsize
 
     def retreat(self, full: str, record: Record | None) -> None:
         """Go on with less memory after an error that said it was `full`.
