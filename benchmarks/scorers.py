@@ -66,10 +66,9 @@ class Measured:
 
 def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     """Score with onward's engine, everything of a task at once."""
-    from onward.model.blocks import compile_blocks
     from onward.model.heap import keep_freed_memory
     from onward.model.load import load_model
-    from onward.model.score import Scorer, encode_requests
+    from onward.model.score import Scorer, compile_to_score, encode_requests
     from onward.model.tokenizer import read_tokenizer
 
     model = load_model(Path(job.base), getattr(torch, DTYPES[job.precision]), job.device)
@@ -77,7 +76,7 @@ def score_onward(job: Job, requests: dict[str, Pairs]) -> dict[str, Measured]:
     keep_freed_memory()
     measured = {}
     if job.compiled:
-        assert compile_blocks(model, tokens=10**9)
+        assert compile_to_score(model, tokens=10**9), "there is no compiler"
         for pairs in requests.values():  # rows of another size may be compiled for
             Scorer(model).score(encode_requests(tokenizer, pairs[: 8 * WARM_UP]))
     for task, pairs in requests.items():

@@ -272,7 +272,7 @@ def test_what_is_left_to_score_does_not_decide_how_it_is_computed(
     """Blocks are compiled by the size of the whole evaluation: a resumed one goes on as it began."""
     tokens: list[int] = []
     monkeypatch.setattr("onward.training.ranks.choose_device", lambda place: torch.device("cpu"))
-    monkeypatch.setattr("onward.model.blocks.compile_blocks", lambda model, number: tokens.append(number))
+    monkeypatch.setattr("onward.model.score.compile_to_score", lambda model, number: tokens.append(number))
     counted = Counted(monkeypatch)
     counted.last = 4
     with pytest.raises(KeyboardInterrupt):

@@ -123,8 +123,8 @@ def test_blocks_cover_a_row_once_and_name_what_they_see_before() -> None:
     ],
 )
 def test_attention_that_changes_with_length_takes_no_trees(changes: dict[str, Any]) -> None:
+    assert Scorer(model_of(PLAIN["llama"]()))._takes_trees
     model = model_of(PLAIN["llama"]())
-    assert Scorer(model)._takes_trees
     for name, value in changes.items():
         setattr(model.config, name, value)
     assert not Scorer(model)._takes_trees

@@ -280,9 +280,9 @@ class _Scoring:
             return None
         import torch
 
-        from onward.model.blocks import compile_blocks
         from onward.model.heap import keep_freed_memory
         from onward.model.load import load_model
+        from onward.model.score import compile_to_score
         from onward.training.ranks import choose_device
 
         dtype = torch.bfloat16 if self.job.evaluation.precision == "bf16" else torch.float32
@@ -291,7 +291,7 @@ class _Scoring:
         if device.type == "cpu":
             keep_freed_memory()
             # By the size of the whole evaluation: a resumed one, and each rank, computes as one process at once would.
-            compile_blocks(model, self._tokens)
+            compile_to_score(model, self._tokens)
         return model
 
     @cached_property

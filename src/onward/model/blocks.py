@@ -52,3 +52,9 @@ def compile_blocks(model: Any, tokens: int) -> bool:
     for block in blocks:
         block.compile(dynamic=True)
     return True
+
+
+def undo_compiling(model: Any) -> None:
+    """Let a model's blocks run as they are written."""
+    for block in find_blocks(model):
+        block._compiled_call_impl = None

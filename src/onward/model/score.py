@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from onward.model.blocks import head_changes
+from onward.model.blocks import compile_blocks, head_changes, undo_compiling
 from onward.model.prefix_tree import Row, rows_of, tree_tokens
 from onward.model.tree_attention import ATTENTION, BLOCK_TOKENS, Layout, NotPlain, blocks_of, laid_out
 
@@ -145,7 +146,9 @@ class Scorer:
         sizes = SIZES.get(model.device.type, SIZES["cuda"])
         with torch.inference_mode():
             self._forward = _Forward.of(model, sizes)
-            self._takes_trees = _takes_trees(self._forward)
+            if model not in _TAKES_TREES:
+                _TAKES_TREES[model] = _takes_trees(self._forward)
+        self._takes_trees = _TAKES_TREES[model]
         self.batch_tokens = batch_tokens or sizes.batch_tokens
         if self._forward.head is None:
             self.batch_tokens = min(self.batch_tokens, max(1, sizes.whole_logits // _vocabulary(model)))
@@ -214,8 +217,26 @@ class Scorer:
             start = end
 
 
+_TAKES_TREES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""What the probe said of a model: its weights may change, what its attention does will not."""
 _Asked = tuple[int, tuple[int, ...]]
 """A request's number and its continuation."""
+
+
+def compile_to_score(model: Any, tokens: int) -> bool:
+    """Compile a model's blocks where so many tokens to score repay it; return whether they are.
+
+    A compiler that fails (without Python's headers, say) is done without.
+    """
+    Scorer(model)  # looked at before, since each kind of attention is compiled for
+    if not compile_blocks(model, tokens):
+        return False
+    try:
+        Scorer(model).score([Request((0, 1), (0,)), Request((0, 1, 0), (1,))])
+    except Exception:  # whatever the compiler raises; what is wrong with the model shows without it
+        undo_compiling(model)
+        return False
+    return True
 
 
 def score_continuations(
