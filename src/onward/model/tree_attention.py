@@ -4,7 +4,7 @@ Shapes: N positions of one row, H heads, H_kv heads of keys and values, D width 
 keys that a block sees.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,8 +155,7 @@ def attend_along_branches(
 
     Raises NotPlain for attention with a mask, cap, bias or sinks of its own.
     """
-    is_causal = getattr(module, "is_causal", True) and changes.get("is_causal") is not False
-    if not is_causal or attention_mask is not None or any(changes.get(name) is not None for name in _CHANGES):
+    if attention_mask is not None or not is_plain(module, changes):
         raise NotPlain(type(module).__name__)
     layout = _layout[-1]
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
@@ -169,6 +168,12 @@ def attend_along_branches(
         )
         out[:, start:end] = part.transpose(1, 2)
     return out, None
+
+
+def is_plain(module: torch.nn.Module, changes: Mapping[str, Any]) -> bool:
+    """Whether attention is causal and softmax(QK') V alone; changes: what else a model hands to its attention."""
+    is_causal = getattr(module, "is_causal", True) and changes.get("is_causal") is not False
+    return bool(is_causal) and all(changes.get(name) is None for name in _CHANGES)
 
 
 def _keys(x: torch.Tensor, block: Block) -> torch.Tensor:

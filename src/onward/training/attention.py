@@ -11,14 +11,13 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from onward.errors import UserError
+from onward.model.tree_attention import is_plain
 
 ATTENTION = "onward_documents"
 _ROUND_TO = 64
 """Documents are rounded up to a multiple of so many positions for bf16 on a CPU, whose kernels are compiled for every
 length and never given back: without it a process grew by 25 MB a step."""
 _OTHER_MODEL = "choose a model with plain causal attention that goes through transformers' attention interface"
-_CHANGES = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-"""What transformers' models hand to their attention where it is not softmax(QK') V alone."""
 
 
 def _kernel_takes_groups() -> bool:
@@ -55,9 +54,8 @@ def attend_within_documents(
     Raises UserError for a model that does not hand the bounds down to its attention, or whose attention is not the
     plain causal one: a mask, a cap, a bias, sinks or chosen positions of its own.
     """
-    is_causal = getattr(module, "is_causal", True) and changes.get("is_causal") is not False
-    changed = not is_causal or any(changes.get(name) is not None for name in _CHANGES)
-    if document_bounds is None or longest_document is None or attention_mask is not None or changed:
+    changed = attention_mask is not None or not is_plain(module, changes)
+    if document_bounds is None or longest_document is None or changed:
         got = type(module).__name__
         raise UserError("this model's attention cannot be kept inside documents", "model.base", got, todo=_OTHER_MODEL)
     if query.device.type == "cuda" and query.dtype != torch.float32:
