@@ -30,7 +30,7 @@ from onward.training.record import read_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 FORK = multiprocessing.get_context("fork")
-LIVES = (12, 45)
+LIVES = (8, 30, 60)
 """Changes on disk after which an attempt is dead at the latest: short lives meet the steps that change little, long
 ones get past the end of a stage, which takes about thirty."""
 CHANGES: dict[str, Any] = {
