@@ -1,6 +1,8 @@
 """`onward evaluate MODEL...` and `onward compare A B`: any models, on tasks and on text from any files."""
 
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,33 @@ def test_text_that_cannot_be_read_is_refused(invoke: Invoke) -> None:
     empty = invoke("evaluate", "onward/tiny", "--tasks", "none", "--text", "empty.jsonl")
     assert empty.exit_code == 2
     assert "there is no text to score" in empty.stderr
+
+
+def test_scores_are_json_and_damaged_ones_are_named(invoke: Invoke, made: Path) -> None:
+    arguments = ("evaluate", made / "first", "--tasks", "none", "--text", made / "note.txt")
+    printed = invoke(*arguments, "--json")
+    text = json.loads(printed.stdout, parse_constant=pytest.fail)["first"]["held_out"][0]
+    assert (text["documents"], text["low"]) == (1, None)
+    assert math.isnan(read_scores(Path("scores/first")).held_out[0].low)
+    assert "one document has no interval" in invoke(*arguments).stdout
+    shutil.copytree("scores/first", "scores/second")
+    for name in ("results.json", "items.parquet"):
+        damaged = Path("scores/second") / name
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[:30])
+        result = invoke("compare", "scores/first", "scores/second")
+        assert result.exit_code == 2, result.output
+        assert name in result.stderr
+        damaged.write_bytes(content)
+
+
+def test_examples_and_cut_contexts_are_told(invoke: Invoke, shared_data: Path) -> None:
+    bench = ("--data", shared_data / "bench", "--limit", 57)
+    result = invoke("evaluate", "onward/tiny", "--tasks", "mmlu@5", *bench)
+    assert "with a context too long for the model" in result.stdout
+    assert "nan" not in result.stdout
+    many = invoke("evaluate", "onward/tiny", "--tasks", "mmlu@99", *bench)
+    assert many.exit_code == 2
+    assert "there are not so many examples" in many.stderr
+    assert invoke("evaluate", "onward/tiny", "--tasks", "ai2_arc", *bench).exit_code == 0
+    assert invoke("evaluate", "onward/tiny", "--tasks", "none", "--text-tokens", 0).exit_code == 2

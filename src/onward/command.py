@@ -189,6 +189,8 @@ def how_to_score(
             given["held_out_tokens"] = None if text_tokens == "all" else parse_tokens(text_tokens)
         except ValueError as error:
             raise UserError("not a number of tokens", "--text-tokens", text_tokens, str(error)) from None
+        if given["held_out_tokens"] == 0:
+            raise UserError("there is nothing to score", "--text-tokens", text_tokens, "1 or more, or all")
     evaluation = Evaluation.model_validate(given)
     place = out or Path("scores")
     return HowToScore(

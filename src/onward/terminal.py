@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
@@ -146,24 +147,28 @@ def print_scores(scores: "Sequence[tuple[str, Scores]]", as_json: bool) -> None:
     """Print the scores of models, each under its name; intervals in brackets, standard errors after the sign."""
     if as_json:
         import json
-        from dataclasses import asdict
 
-        print(json.dumps({name: asdict(score) for name, score in scores}, ensure_ascii=False))
+        from onward.evaluation.scores import scores_as_json
+
+        print(json.dumps({name: scores_as_json(score) for name, score in scores}, ensure_ascii=False))
         return
     for name, score in scores:
         print(name)
         for text in score.held_out:
-            print(f"  {text.corpus:<18} {text.bits_per_byte:.4f} bits per byte [{text.low:.4f}, {text.high:.4f}]")
+            print(f"  {text.corpus:<18} {text.bits_per_byte:.4f} bits per byte {_interval(text.low, text.high)}")
             for source in text.sources:
-                numbers = f"{source.bits_per_byte:.4f} [{source.low:.4f}, {source.high:.4f}]"
+                numbers = f"{source.bits_per_byte:.4f} {_interval(source.low, source.high)}"
                 print(f"    {source.source}: {numbers}, {source.documents:,} documents")
         for task in score.tasks:
-            values = [
-                f"{measure.name} {measure.value:.4f}" + ("" if measure.stderr is None else f" ± {measure.stderr:.4f}")
-                for measure in task.measures
-            ]
+            errors = (None if m.stderr is None or isnan(m.stderr) else f" ± {m.stderr:.4f}" for m in task.measures)
+            values = [f"{m.name} {m.value:.4f}{error or ''}" for m, error in zip(task.measures, errors, strict=True)]
             chance = "" if task.chance is None else f", chance {task.chance:.4f}"
-            print(f"  {task.task:<18} {', '.join(values)} ({task.items:,} items{chance})")
+            cut = f", {task.truncated:,} with a context too long for the model" if task.truncated else ""
+            print(f"  {task.task:<18} {', '.join(values)} ({task.items:,} items{chance}{cut})")
+
+
+def _interval(low: float, high: float) -> str:
+    return "(one document has no interval)" if isnan(low) else f"[{low:.4f}, {high:.4f}]"
 
 
 def print_comparisons(comparisons: "Comparisons") -> None:

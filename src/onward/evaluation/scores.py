@@ -1,12 +1,14 @@
 """What an evaluation says: results.json, and items.parquet with one row for each document and question."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.artifact import write_json
+from onward.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,8 +141,22 @@ class ItemRow:
 
 def write_scores(folder: Path, scores: Scores, rows: Iterable[ItemRow]) -> None:
     """Write results.json and items.parquet into a folder."""
-    write_json(folder / RESULTS, asdict(scores))
+    write_json(folder / RESULTS, scores_as_json(scores))
     write_rows(folder / ITEMS, rows)
+
+
+def scores_as_json(scores: Scores) -> dict[str, Any]:
+    """Return scores for JSON, which has no nan: what is not known is null."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    found: dict[str, Any] = known(asdict(scores))
+    return found
 
 
 def write_rows(path: Path, rows: Iterable[ItemRow]) -> None:
@@ -168,15 +184,22 @@ def read_rows(path: Path) -> list[ItemRow]:
 
 
 def read_scores(folder: Path) -> Scores:
-    """Read the scores of a finished evaluation."""
-    content = json.loads((folder / RESULTS).read_bytes())
+    """Read the scores of a finished evaluation; raises UserError when they are damaged."""
+    try:
+        content = json.loads((folder / RESULTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / RESULTS, error) from error
     held_out = tuple(_held_out(**score) for score in content["held_out"])
     tasks = tuple(_task_score(**task) for task in content["tasks"])
     return Scores(content["model"], held_out, tasks, content["seconds"])
 
 
 def _held_out(*, sources: list[dict[str, Any]], **score: Any) -> HeldOutScore:
-    return HeldOutScore(**score, sources=tuple(SourceScore(**source) for source in sources))
+    return HeldOutScore(**_ends(score), sources=tuple(SourceScore(**_ends(source)) for source in sources))
+
+
+def _ends(score: dict[str, Any]) -> dict[str, Any]:
+    return {**score, **{end: math.nan for end in ("low", "high") if score[end] is None}}
 
 
 def _task_score(*, measures: list[Any], without_touched: dict[str, Any] | None, **score: Any) -> TaskScore:
@@ -189,14 +212,23 @@ def _without_touched(*, measures: list[Any], **counts: int) -> WithoutTouched:
 
 
 def _measures(content: list[dict[str, Any]]) -> tuple[Measure, ...]:
-    return tuple(Measure(**measure) for measure in content)
+    return tuple(Measure(**{**one, "value": math.nan if one["value"] is None else one["value"]}) for one in content)
 
 
 def read_items(folder: Path) -> "pa.Table":
-    """Read items.parquet: the columns are the fields of ItemRow."""
+    """Read items.parquet: the columns are the fields of ItemRow. Raises UserError when it is damaged."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(folder / ITEMS)
+    try:
+        return pq.read_table(folder / ITEMS)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(folder / ITEMS, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    todo = f"remove {path.parent} and score again"
+    return UserError("scores cannot be read", str(path), str(error)[:200], todo=todo)
 
 
 def _plain(row: ItemRow) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def _in_one_precision(targets: Sequence[str], how: HowToScore) -> HowToScore:
 
 def comparison_markdown(comparisons: "Comparisons") -> str:
     """Return the paired tables as GitHub-flavoured Markdown, each with its findings in words."""
-    from onward.reporting.markdown import plain
+    from onward.reporting.details import Labelled, detail_tables
+    from onward.reporting.markdown import plain, table_markdown
     from onward.reporting.summary import summary_rows
 
     parts = [f"# {plain(comparisons.base)} compared"]
@@ -149,6 +150,8 @@ def comparison_markdown(comparisons: "Comparisons") -> str:
             lines.append(f"| {' | '.join(map(plain, (*cells, row.verdict)))} |")
         parts += [f"## {plain(comparison.before)} to {plain(comparison.after)}", "\n".join(lines)]
         parts.append("\n".join(f"- {plain(sentence)}" for sentence in comparison.summary))
+        details = detail_tables([Labelled(comparison.after, comparison)], comparison.before)
+        parts += [table_markdown(table) for table in details]
     return "\n\n".join(parts) + "\n"
 
 

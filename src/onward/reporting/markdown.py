@@ -18,16 +18,19 @@ def render_markdown(content: Content) -> str:
     """Return the report as GitHub-flavoured Markdown; the figures stand beside it as SVG files."""
     parts = [f"# {plain(content.name)}", f"**{plain(content.headline)}**"]
     parts += [_bullets(content.sentences), _bullets(content.notes), "## Before and after"]
-    parts += [_table(table) for table in content.comparisons] or ["Nothing has been compared yet."]
+    parts += [table_markdown(table) for table in content.comparisons] or ["Nothing has been compared yet."]
     if content.comparisons:
         parts += [plain(content.reading_help), *map(_figure, content.forests)]
     if content.details:
-        parts += ["### Details", *map(_table, content.details)]
+        parts += ["### Details", *map(table_markdown, content.details)]
     parts += [_facts(content.run), "## Training"]
     parts.append("No step has been recorded." if content.training is None else _figure(content.training))
     parts += [_bullets(content.training_notes), "## Corpora"]
     parts += [part for corpus in content.corpora for part in _corpus(corpus)] or ["No corpus has been prepared."]
-    parts += ["## Checkpoints", "None yet." if content.checkpoints is None else _table(content.checkpoints, False)]
+    parts += [
+        "## Checkpoints",
+        "None yet." if content.checkpoints is None else table_markdown(content.checkpoints, False),
+    ]
     parts += [_facts(content.environment), _facts(content.fingerprints), "## Recipe", _fenced(content.recipe)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -35,9 +38,9 @@ def render_markdown(content: Content) -> str:
 def _corpus(corpus: CorpusSection) -> Iterator[str]:
     """Yield a corpus without its examples, which are for the page: they are long, and of other people's text."""
     yield f"### {plain(corpus.heading)}"
-    yield from map(_table, corpus.ledgers)
+    yield from map(table_markdown, corpus.ledgers)
     yield from map(_figure, corpus.figures)
-    yield from map(_table, corpus.tables)
+    yield from map(table_markdown, corpus.tables)
     yield _bullets(corpus.notes)
 
 
@@ -47,14 +50,15 @@ def _bullets(texts: Iterable[str]) -> str:
 
 def _facts(facts: FactList) -> str:
     rows = tuple(facts.facts)
-    return f"## {plain(facts.heading)}\n\n" + _table(Table("", ("", ""), (False, False), rows), False)
+    return f"## {plain(facts.heading)}\n\n" + table_markdown(Table("", ("", ""), (False, False), rows), False)
 
 
 def _figure(figure: Figure) -> str:
     return f"![{plain(figure.caption)}]({figure.name}.svg)"
 
 
-def _table(table: Table, captioned: bool = True) -> str:
+def table_markdown(table: Table, captioned: bool = True) -> str:
+    """Return a table as GitHub-flavoured Markdown, its caption in bold before it where it has one."""
     rule = ["--:" if numeric else "---" for numeric in table.numeric]
     lines = [_line(map(plain, table.headers)), _line(rule), *(_line(map(plain, row)) for row in table.rows)]
     return (f"**{plain(table.caption)}**\n\n" if captioned and table.caption else "") + "\n".join(lines)

@@ -122,6 +122,8 @@ def _load(task: str, data: Path | None, limit: int | None) -> TaskItems:
             if part.count:
                 built = part.build()
                 measures, left_out = _measures(task, kind, built)
+                if len(parts) > 1:  # one of a group's tasks may have it and another not
+                    measures = tuple(name for name in measures if name != PMI)
                 found.add((measures, left_out))
                 items += [_item(task, part, built, index, measures) for index in range(part.count)]
     if not items:
@@ -152,7 +154,11 @@ def _item(task: str, part: Part, built: Any, index: int, measures: tuple[str, ..
     definition, name = part.definition, part.item_id(index)
     document = built.task_docs[index]
     prefix = built.doc_to_prefix(document)
-    context = built.fewshot_context(document, num_fewshot=definition.num_fewshot, gen_prefix=prefix)
+    try:
+        context = built.fewshot_context(document, num_fewshot=definition.num_fewshot, gen_prefix=prefix)
+    except AssertionError as error:  # lm-eval's, where the split of examples is too small
+        where, got = f"evaluation.tasks: {task}", f"{definition.num_fewshot} examples"
+        raise UserError("there are not so many examples", where, got, str(error)[:200]) from error
     instances = built.construct_requests(document, context, metadata=(definition.name, index, 1))
     group = definition.subject or name
     if isinstance(document.get("passage"), str):
