@@ -57,6 +57,7 @@ def test_models_are_scored_on_texts_of_any_format_and_scores_are_reused(invoke: 
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("bits per byte") == 6
+    assert "scores: scores/first\n" in result.stdout
     names = {path.name for path in Path("scores").iterdir()}
     assert names == {"first", "tokens-000001000"}
     scores = read_scores(Path("scores/first"))

@@ -259,3 +259,12 @@ def test_a_source_that_is_never_reached_is_named(place: Path) -> None:
     found = foreseen(place, corpus__sources=paths, corpus__tokens=2000, training__stages=[1920])
     assert any("more.jsonl is not read" in note for note in found.notes)
     assert not any("domain.jsonl is not read" in note for note in found.notes)
+
+
+def test_a_share_that_holds_nothing_out_is_refused_before_it_is_prepared(place: Path) -> None:
+    def said() -> list[str]:
+        return [problem.what for problem in foreseen(place).problems if "held out" in problem.what]
+
+    assert not said()
+    small_run.write_texts(place / "domain.jsonl", 2, seed=2)
+    assert said() == ["no domain text would be held out to score"]

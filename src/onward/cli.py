@@ -242,14 +242,19 @@ def evaluate(
     with user_errors():
         recipe = recipe_among(targets)
         refuse_options(recipe, told, {"--set": set_, "--workers": workers, "--runs": runs})
+    places: list[Path] = []
     if recipe is not None:
         with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as opened_run:
             scores = [(score.model, score) for score in opened_run.scores()]
     else:
         with working(cache, runs, (gpus, processes)) as work:
             how = how_to_score(work, tasks, data, limit, text, text_tokens, precision, out)
-            scores = [(model.name, model.scores) for model in score_models(targets, how)]
+            scored = score_models(targets, how)
+            scores = [(model.name, model.scores) for model in scored]
+            places = [model.folder for model in scored]
     print_scores(scores, as_json)
+    for place in () if as_json else places:
+        typer.echo(f"scores: {place}")
 
 
 @app.command()

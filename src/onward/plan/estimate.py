@@ -74,6 +74,7 @@ def foresee(
         recipe.training, shape, here.hardware, here.precision, batches, is_here=here.machine.here
     )
     problems += [] if problem is None else [problem]
+    problems += [_no_held_out(text) for text in texts if not text.held_out_tokens]
     timed, training = None, None
     if memory.chosen is not None:
         strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, float(batches.replay))
@@ -170,6 +171,13 @@ def _machine(training: Training, name: str | None, devices: int) -> _Here:
         memory_bytes=hardware.memory_bytes,
     )
     return _Here(hardware, machine, precision, fp32)
+
+
+def _no_held_out(text: TextForesight) -> UserError:
+    """What scoring would stop with, after the text was prepared."""
+    section = "corpus" if text.role == "domain" else text.role
+    todo = f"raise {section}.held_out.share, give {section}.held_out.sources, or more documents"
+    return UserError(f"no {text.role} text would be held out to score", f"{section}.held_out", "0 tokens", todo=todo)
 
 
 def _text_notes(texts: list[TextForesight], recipe: Recipe) -> list[str]:
