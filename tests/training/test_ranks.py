@@ -154,8 +154,8 @@ def test_a_model_between_that_two_ranks_share_is_whole_and_that_of_one_process(
     assert all((moved[name] - base[name]).abs().max() > 1e-3 for name in base), "every weight has learned"
 
 
-def both(target: Callable[..., None], *arguments: Any) -> None:
-    """Run a function as two ranks that meet at a port; both must exit cleanly."""
+def both(target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Run a function as two ranks that meet at a port, which must exit cleanly; return their exit codes."""
     port = free_port()
     ranks = [FORK.Process(target=target, args=(rank, port, *arguments)) for rank in range(2)]
     for rank in ranks:
@@ -163,7 +163,9 @@ def both(target: Callable[..., None], *arguments: Any) -> None:
     try:
         for rank in ranks:
             rank.join(60)
-        assert [rank.exitcode for rank in ranks] == [0, 0]
+        codes = [rank.exitcode for rank in ranks]
+        assert codes == [0, 0]
+        return codes
     finally:
         for rank in ranks:
             rank.kill()
@@ -177,5 +179,4 @@ def free_port() -> int:
 
 
 def test_every_rank_exits_cleanly_five_times_in_a_row(reference: Path) -> None:
-    for _ in range(5):
-        both(meet)
+    assert [both(meet) for _ in range(5)] == [[0, 0]] * 5
