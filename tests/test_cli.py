@@ -17,7 +17,7 @@ import small_run
 from onward.cli import app
 from onward.recipe import Recipe, load_recipe
 
-COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "report", "inspect", "export")
+COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "report", "evaluate", "compare", "inspect", "export")
 COMMANDS += ("init", "schema")
 HIDDEN = ("score-share",)
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "pyarrow", "pydantic", "yaml", "rich", "lm_eval", "scipy"}

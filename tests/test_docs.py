@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -99,20 +100,21 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     @contextmanager
     def record(recipe: str, overrides: list[str] | None, *places: Any, **more: Any) -> Iterator[None]:
         calls.append((recipe, load_recipe(recipe, overrides or ()).name))
-        raise cli.typer.Exit(0)
+        raise typer.Exit(0)
         yield
 
     @contextmanager
     def record_models(*arguments: Any, **more: Any) -> Iterator[None]:
         calls.append(("models", ""))
-        raise cli.typer.Exit(0)
+        raise typer.Exit(0)
         yield
 
     def looked_for(*arguments: Any) -> None:
-        raise cli.typer.Exit(0)
+        raise typer.Exit(0)
 
-    monkeypatch.setattr(cli, "opened", record)
-    monkeypatch.setattr(cli, "working", record_models)
+    monkeypatch.setattr(cli.runs, "opened", record)
+    monkeypatch.setattr(cli.models, "opened", record)
+    monkeypatch.setattr(cli.models, "working", record_models)
     for name in ("find_corpora", "find_corpus"):
         monkeypatch.setattr(f"onward.corpus.inspection.{name}", looked_for)
     return calls
@@ -265,9 +267,9 @@ def test_named_recipe_keys_exist(repository: Path) -> None:
     reference = (repository / "docs/recipe.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## (`.*)$", reference, re.MULTILINE)
     tops = {key for heading in sections for key in re.findall(r"`(\w+)`", heading)}
-    assert tops == {"model", "corpus", "general", "training", "evaluation"}
+    assert tops == {"model", "corpus", "general", "training", "evaluation", "study"}
     content = {"name": "x", "model": {"base": "x"}, "corpus": {"sources": [{"path": "x"}]}}
-    full = recipe_from_mapping({**content, "general": {"self_replay": {}}}).model_dump()
+    full = recipe_from_mapping({**content, "general": {"self_replay": {}}, "study": {}}).model_dump()
     keys = 0
     for page in PAGES:
         for named in re.findall(rf"`((?:{'|'.join(tops)})\.[\w.]+)`", (repository / page).read_text(encoding="utf-8")):
