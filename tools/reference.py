@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from onward import cli
 from onward.recipe import Recipe, format_share, format_tokens
+from onward.recipe.forgetting import parse_replay
 from onward.recipe.quantities import parse_share, parse_tokens
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -86,7 +87,7 @@ def _sections(section: type[BaseModel], key: str) -> Iterator[tuple[str, type[Ba
     yield key, section
     for name, field in section.model_fields.items():
         inner = _inner_section(field.annotation)
-        if inner is not None:
+        if inner is not None and get_origin(field.annotation) is not dict:  # what has names stands elsewhere, too
             listed = "[]" if get_origin(field.annotation) is tuple else ""
             yield from _sections(inner, f"{key}.{name}{listed}".lstrip("."))
 
@@ -119,10 +120,15 @@ def _kind(annotation: Any, metadata: list[Any], name: str) -> str:
         return "tokens"
     if parse_share in readers:
         return "share"
+    if parse_replay in readers:
+        return "share, `self`, or shares by corpus"
     if origin in (Union, UnionType):
         return " or ".join(_kind(part, [], name) for part in arguments)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
+    if origin is dict:
+        kind = _kind(arguments[1], [], name)
+        return f"{'sections' if kind == 'section' else kind} by name"
     if origin is tuple and arguments[-1] is Ellipsis:
         kind = _kind(arguments[0], [], name)
         return f"list of {'sections' if kind == 'section' else kind}"
@@ -147,6 +153,9 @@ def _default(value: Any, kind: str) -> str:
         return "required"
     if isinstance(value, BaseModel):
         return "its defaults"
+    if isinstance(value, dict):
+        shown = ", ".join(f"{name}: {_value(part, kind)}" for name, part in value.items())
+        return f"`{{{shown}}}`" if shown else "none"
     if isinstance(value, tuple):
         return "`[" + ", ".join(_value(part, kind) for part in value) + "]`"
     return f"`{_value(value, kind)}`"

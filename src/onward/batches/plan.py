@@ -52,7 +52,7 @@ def plan_batches(training: Training, seed: int) -> BatchPlan:
     sequences = training.batch_tokens // training.sequence_tokens
     step_tokens = sequences * training.sequence_tokens
     steps = tuple(-(-tokens // step_tokens) for tokens in training.stages)
-    replay = training.forgetting.replay or Fraction(0)
+    replay = training.forgetting.replay_share
     return BatchPlan(
         training.sequence_tokens, sequences, replay, seed, steps, training.order, training.maximum_repetition
     )

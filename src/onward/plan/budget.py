@@ -86,14 +86,14 @@ def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: P
     available_domain = domain.ledger.sequences
     available_general = general.ledger.sequences if general is not None else 0
     _check_repetition(recipe.training, batches, {"domain": available_domain, "general": available_general})
-    replay = recipe.training.forgetting.replay
+    replay = recipe.training.forgetting.replay_share
     return Plan(
         stages=recipe.training.stages,
         steps=batches.stage_steps,
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
         step_tokens=batches.step_tokens,
-        replay_share=None if replay is None else f"{float(replay * 100):g}%",
+        replay_share=None if not replay else f"{float(replay * 100):g}%",
         domain_sequences_needed=needed_domain,
         domain_sequences_available=available_domain,
         domain_repetition=needed_domain / available_domain,

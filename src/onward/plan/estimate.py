@@ -88,7 +88,7 @@ def foresee(
     disk = foresee_disk(recipe.training, shape.parameters, texts, evaluation, folders, folders.runs / recipe.name)
     if here.machine.here:
         problems += disk_problems(disk, folders)
-    replay = recipe.training.forgetting.replay
+    replay = recipe.training.forgetting.replay_share
     foresight = Foresight(
         name=recipe.name,
         model=base.name,
@@ -99,7 +99,7 @@ def foresee(
         steps=batches.stage_steps,
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
-        replay_share=None if replay is None else format_share(replay),
+        replay_share=None if not replay else format_share(replay),
         maximum_repetition=recipe.training.maximum_repetition,
         curve=rate_curve(recipe.training, batches.stage_steps),
         memory=memory,

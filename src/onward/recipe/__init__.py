@@ -1,5 +1,6 @@
 """Recipes: every knob of a run, typed and strict, with units."""
 
+from onward.recipe.forgetting import Ewc, Forgetting, Freeze, Lora
 from onward.recipe.loading import load_recipe, recipe_from_mapping
 from onward.recipe.quality import PaperRules, Quality
 from onward.recipe.quantities import format_seconds, format_share, format_tokens
@@ -12,11 +13,12 @@ from onward.recipe.sections import (
     HeldOut,
     Model,
     NearDuplicates,
-    Recipe,
     SelfReplay,
     Source,
 )
+from onward.recipe.study import Study
 from onward.recipe.training import Guard, Optimizer, Schedule, Training
+from onward.recipe.whole import Recipe
 
 __all__ = [
     "TASKS",
@@ -24,8 +26,12 @@ __all__ = [
     "Corpus",
     "Duplicates",
     "Evaluation",
+    "Ewc",
+    "Forgetting",
+    "Freeze",
     "Guard",
     "HeldOut",
+    "Lora",
     "Model",
     "NearDuplicates",
     "Optimizer",
@@ -35,6 +41,7 @@ __all__ = [
     "Schedule",
     "SelfReplay",
     "Source",
+    "Study",
     "Training",
     "format_seconds",
     "format_share",

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from onward.errors import UserError, UserErrors, nearest
-from onward.recipe.sections import Recipe
+from onward.recipe.whole import Recipe
 
 PACKAGED = ("quickstart",)
 """Recipes inside the package, named without a path: `onward run quickstart`."""

@@ -3,14 +3,13 @@
 import codecs
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from onward.recipe.quality import PAPER, Quality, from_presets
 from onward.recipe.quantities import Share, Tokens
 from onward.recipe.section import Section
-from onward.recipe.training import Training
 
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "piqa")
 """The seven benchmarks of arXiv 2504.09687, by their lm-evaluation-harness names."""
@@ -190,45 +189,6 @@ class Evaluation(Section):
     def _paper_tasks(cls, value: object) -> object:
         """`tasks: paper` is short for the seven benchmarks."""
         return TASKS if value == "paper" else value
-
-
-class Recipe(Section):
-    """A whole run: corpus and model in, adapted model and before/after out."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the run and of its folder."""
-    seed: int = Field(0, ge=0)
-    """Seed of every random choice: the order of sequences, sampling, bootstrap."""
-    model: Model
-    """The base model."""
-    corpus: Corpus
-    """The domain text."""
-    general: Corpus | None = None
-    """General text: replayed in training, and its held-out part measures forgetting."""
-    training: Training = Training()  # type: ignore[call-arg]
-    """How it is trained."""
-    evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
-    """What is scored before and after."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        problems = []
-        if self.corpus.self_replay is not None:
-            problems.append("corpus.self_replay: only `general` can be sampled from the base model")
-        if self.corpus.duplicates is not None and "domain" in self.corpus.duplicates.against:
-            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for `general`")
-        if self.training.forgetting.replay is not None and self.general is None:
-            problems.append(
-                "training.forgetting.replay: there is no `general` text to replay; add it or write `replay: null`"
-            )
-        last = self.training.stages[-1]
-        outside = [tokens for tokens in self.evaluation.at if not 0 < tokens <= last]
-        if outside:
-            got = ", ".join(f"{tokens:,}" for tokens in outside)
-            problems.append(f"evaluation.at: {got} tokens; the run goes from 1 to {last:,} (training.stages)")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
 
 def as_path(text: str) -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from onward.recipe.forgetting import Forgetting
 from onward.recipe.quantities import Seconds, Share, Tokens, parse_bytes
 from onward.recipe.section import Section
 
@@ -45,20 +46,6 @@ class Optimizer(Section):
     """Clip the global gradient norm here; null: off."""
 
 
-class Forgetting(Section):
-    """What keeps the general ability while the domain is learned."""
-
-    replay: Share | None = Fraction(5, 100)
-    """Share of the packed sequences that comes from `general`, exact in every window of steps; null: none."""
-
-    @field_validator("replay")
-    @classmethod
-    def _leaves_domain(cls, share: Fraction | None) -> Fraction | None:
-        if share is not None and not 0 < share < 1:
-            raise ValueError("replay must be above 0% and below 100%; write null for none")
-        return share
-
-
 class Guard(Section):
     """What watches over the loss while it trains."""
 
@@ -92,7 +79,9 @@ class Training(Section):
     """AdamW's settings."""
     schedule: Schedule = Schedule()
     """The learning-rate curve."""
-    forgetting: Forgetting = Forgetting()
+    seed: int | None = Field(None, ge=0)
+    """Seed of the order of the sequences and of what training draws; null: the recipe's."""
+    forgetting: Forgetting = Forgetting()  # type: ignore[call-arg]
     """Remedies against forgetting."""
     order: Literal["corpus", "blocks"] = "corpus"
     """corpus: sequences in one random order over all the text; blocks: block after block, random within each, so that

@@ -1,0 +1,84 @@
+"""A whole recipe: its sections, and what must hold between them."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from onward.recipe.forgetting import GENERAL, SELF, Forgetting
+from onward.recipe.section import Section
+from onward.recipe.sections import Corpus, Evaluation, HeldOut, Model, SelfReplay
+from onward.recipe.study import Study
+from onward.recipe.training import Training
+
+SAMPLES = Corpus(self_replay=SelfReplay(), quality=None, held_out=HeldOut(share="1%"))  # type: ignore[call-arg, arg-type]
+"""The corpus `self` where the recipe does not write it: the base model's samples, without rules made for web pages."""
+
+
+class Recipe(Section):
+    """A whole run: corpus and model in, adapted model and before/after out."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice: the order of sequences, sampling, bootstrap."""
+    model: Model
+    """The base model."""
+    corpus: Corpus
+    """The domain text."""
+    general: Corpus | None = None
+    """General text: replayed in training, and its held-out part measures forgetting."""
+    corpora: dict[str, Corpus] = Field(default_factory=dict)
+    """More text to replay, by the name that `training.forgetting.replay` gives it; `self` (samples of the base model)
+    is there without being written, and may be written to change how it is sampled."""
+    training: Training = Training()  # type: ignore[call-arg]
+    """How it is trained."""
+    evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
+    """What is scored before and after."""
+    study: Study | None = None
+    """What `onward study` varies; a run does not read it; null: each study's own choice."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if self.corpus.self_replay is not None:
+            problems.append("corpus.self_replay: only `general` can be sampled from the base model")
+        if self.corpus.duplicates is not None and "domain" in self.corpus.duplicates.against:
+            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for `general`")
+        problems += self._problems_of_replay(self.training.forgetting, "training.forgetting")
+        for name, forgetting in ({} if self.study is None else self.study.remedies).items():
+            problems += self._problems_of_replay(forgetting, f"study.remedies.{name}")
+        last = self.training.stages[-1]
+        outside = [tokens for tokens in self.evaluation.at if not 0 < tokens <= last]
+        if outside:
+            got = ", ".join(f"{tokens:,}" for tokens in outside)
+            problems.append(f"evaluation.at: {got} tokens; the run goes from 1 to {last:,} (training.stages)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def replayed_corpus(self, name: str) -> Corpus | None:
+        """Return the corpus that `replay` knows by a name, None when there is none."""
+        if name == GENERAL:
+            return self.general
+        return self.corpora.get(name) or (SAMPLES if name == SELF else None)
+
+    def _problems_of_replay(self, forgetting: Forgetting, where: str) -> list[str]:
+        problems = []
+        named = {f"{where}.replay": list(forgetting.replayed)}
+        named[f"{where}.ewc.text"] = [] if forgetting.ewc is None else [forgetting.ewc.text]
+        for key, names in named.items():
+            for name in names:
+                if self.replayed_corpus(name) is None:
+                    known = ", ".join([*([] if self.general is None else [GENERAL]), SELF, *self.corpora])
+                    todo = "add it or write `replay: null`" if name == GENERAL else f"there are: {known}"
+                    what = "there is no `general` text to replay" if name == GENERAL else f"there is no corpus `{name}`"
+                    problems.append(f"{key}: {what}; {todo}")
+        return problems
+
+    @field_validator("corpora")
+    @classmethod
+    def _names_are_free(cls, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+        taken = {"domain", GENERAL} & corpora.keys()
+        if taken:
+            raise ValueError(f"`{min(taken)}` is another corpus of the recipe; choose another name")
+        return corpora
