@@ -53,23 +53,46 @@ def only(section: type[Any], **rules: Any) -> Any:
     return section(**{**off, **rules})
 
 
-def pairs() -> dict[str, tuple[Quality, Callable[[], Any]]]:
-    """Return for every rule our family and datatrove's filter, each with this rule alone."""
-    from datatrove.pipeline.filters import (
-        C4QualityFilter,
-        FineWebQualityFilter,
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-    )
+Pair = tuple[Quality, Callable[[], Any]]
+"""Our family and what makes datatrove's filter, each with one rule alone."""
 
-    def quality(ours: str, theirs: str, limit: float) -> tuple[Quality, Callable[[], Any]]:
+
+def pairs() -> dict[str, Pair]:
+    """Return for every rule our family and datatrove's filter, each with this rule alone."""
+    return gopher_quality_pairs() | gopher_repetition_pairs() | c4_pairs() | fineweb_pairs()
+
+
+def gopher_quality_pairs() -> dict[str, Pair]:
+    """Return the rules of Gopher on words and lines."""
+    from datatrove.pipeline.filters import GopherQualityFilter
+
+    def pair(ours: str, theirs: str, limit: float) -> Pair:
         names = GopherQualityFilter.__init__.__annotations__
         off = {name: None for name in names if name.startswith(("min_", "max_"))}
         section = GopherQuality.model_fields[ours].default
         mine = Quality(gopher_quality=only(GopherQuality, **{ours: section}))
         return mine, lambda: GopherQualityFilter(**{**off, theirs: limit})
 
-    def repetition(ours: str, **theirs: Any) -> tuple[Quality, Callable[[], Any]]:
+    rules = {
+        "too few words": pair("minimum_words", "min_doc_words", 50),
+        "too many words": pair("maximum_words", "max_doc_words", 100_000),
+        "short words": pair("minimum_mean_word_characters", "min_avg_word_length", 3),
+        "long words": pair("maximum_mean_word_characters", "max_avg_word_length", 10),
+        "hash signs": pair("maximum_hashes", "max_symbol_word_ratio", 0.1),
+        "ellipses": pair("maximum_ellipses", "max_symbol_word_ratio", 0.1),
+        "bullet lines": pair("maximum_bullet_lines", "max_bullet_lines_ratio", 0.9),
+        "lines ending in an ellipsis": pair("maximum_ellipsis_lines", "max_ellipsis_lines_ratio", 0.3),
+        "words without a letter": pair("minimum_words_with_letter", "max_non_alpha_words_ratio", 0.8),
+        "too few stop words": pair("minimum_stop_words", "min_stop_words", 2),
+    }
+    return {f"gopher quality: {name}": rule for name, rule in rules.items()}
+
+
+def gopher_repetition_pairs() -> dict[str, Pair]:
+    """Return the rules of Gopher on what is repeated within a document."""
+    from datatrove.pipeline.filters import GopherRepetitionFilter
+
+    def pair(ours: str, **theirs: Any) -> Pair:
         off: dict[str, Any] = dict.fromkeys(
             ("dup_line_frac", "dup_para_frac", "dup_line_char_frac", "dup_para_char_frac")
         )
@@ -77,68 +100,61 @@ def pairs() -> dict[str, tuple[Quality, Callable[[], Any]]]:
         mine = Quality(gopher_repetition=only(GopherRepetition, **{ours: GopherRepetition.model_fields[ours].default}))
         return mine, lambda: GopherRepetitionFilter(**{**off, **theirs})
 
-    def fineweb(ours: str, **theirs: float) -> tuple[Quality, Callable[[], Any]]:
-        off = {"line_punct_thr": 0, "short_line_thr": 1, "char_duplicates_ratio": 1, "new_line_ratio": float("inf")}
-        mine = Quality(fineweb=only(FineWeb, **{ours: FineWeb.model_fields[ours].default}))
-        return mine, lambda: FineWebQualityFilter(**{**off, **theirs})
+    rules = {
+        "duplicate paragraphs": pair("maximum_duplicate_paragraphs", dup_para_frac=0.3),
+        "characters in duplicate paragraphs": pair("maximum_duplicate_paragraph_characters", dup_para_char_frac=0.2),
+        "duplicate lines": pair("maximum_duplicate_lines", dup_line_frac=0.3),
+        "characters in duplicate lines": pair("maximum_duplicate_line_characters", dup_line_char_frac=0.2),
+    }
+    for n, limit in NGRAMS.items():
+        if n <= 4:
+            rules[f"most frequent {n}-gram"] = pair(f"maximum_top_{n}gram", top_n_grams=((n, limit),))
+        else:
+            rules[f"duplicate {n}-grams"] = pair(f"maximum_duplicate_{n}grams", dup_n_grams=((n, limit),))
+    return {f"gopher repetition: {name}": rule for name, rule in rules.items()}
 
-    def c4(ours: str, **theirs: Any) -> tuple[Quality, Callable[[], Any]]:
+
+def c4_pairs() -> dict[str, Pair]:
+    """Return the rules of C4, one by one and all at once."""
+    from datatrove.pipeline.filters import C4QualityFilter
+
+    def pair(ours: str, **theirs: Any) -> Pair:
         switches = ("remove_citations", "filter_no_terminal_punct", "filter_lorem_ipsum", "filter_javascript")
         off: dict[str, Any] = dict.fromkeys((*switches, "filter_curly_bracket", "filter_policy"), False)
         off |= dict.fromkeys(("min_num_sentences", "min_words_per_line", "max_word_length"), -1)
         mine = Quality(c4=only(C4, **{ours: C4.model_fields[ours].default}))
         return mine, lambda: C4QualityFilter(**{**off, **theirs})
 
-    rules = {
-        "gopher quality: too few words": quality("minimum_words", "min_doc_words", 50),
-        "gopher quality: too many words": quality("maximum_words", "max_doc_words", 100_000),
-        "gopher quality: short words": quality("minimum_mean_word_characters", "min_avg_word_length", 3),
-        "gopher quality: long words": quality("maximum_mean_word_characters", "max_avg_word_length", 10),
-        "gopher quality: hash signs": quality("maximum_hashes", "max_symbol_word_ratio", 0.1),
-        "gopher quality: ellipses": quality("maximum_ellipses", "max_symbol_word_ratio", 0.1),
-        "gopher quality: bullet lines": quality("maximum_bullet_lines", "max_bullet_lines_ratio", 0.9),
-        "gopher quality: lines ending in an ellipsis": quality(
-            "maximum_ellipsis_lines", "max_ellipsis_lines_ratio", 0.3
-        ),
-        "gopher quality: words without a letter": quality(
-            "minimum_words_with_letter", "max_non_alpha_words_ratio", 0.8
-        ),
-        "gopher quality: too few stop words": quality("minimum_stop_words", "min_stop_words", 2),
-        "gopher repetition: duplicate paragraphs": repetition("maximum_duplicate_paragraphs", dup_para_frac=0.3),
-        "gopher repetition: characters in duplicate paragraphs": repetition(
-            "maximum_duplicate_paragraph_characters", dup_para_char_frac=0.2
-        ),
-        "gopher repetition: duplicate lines": repetition("maximum_duplicate_lines", dup_line_frac=0.3),
-        "gopher repetition: characters in duplicate lines": repetition(
-            "maximum_duplicate_line_characters", dup_line_char_frac=0.2
-        ),
-    }
-    for n, limit in NGRAMS.items():
-        if n <= 4:
-            rule = repetition(f"maximum_top_{n}gram", top_n_grams=((n, limit),))
-            rules[f"gopher repetition: most frequent {n}-gram"] = rule
-        else:
-            rule = repetition(f"maximum_duplicate_{n}grams", dup_n_grams=((n, limit),))
-            rules[f"gopher repetition: duplicate {n}-grams"] = rule
-    rules |= {
-        "c4: terminal punctuation": c4("terminal_punctuation", filter_no_terminal_punct=True),
-        "c4: words in a line": c4("minimum_line_words", min_words_per_line=3),
-        "c4: long words": c4("maximum_word_characters", max_word_length=1000),
-        "c4: javascript": c4("no_javascript", filter_javascript=True),
-        "c4: policy": c4("no_policy_phrases", filter_policy=True),
-        "c4: citations": c4("no_citations", remove_citations=True),
-        "c4: lorem ipsum": c4("no_lorem_ipsum", filter_lorem_ipsum=True),
-        "c4: curly bracket": c4("no_curly_bracket", filter_curly_bracket=True),
-        "c4: too few sentences": c4("minimum_sentences", min_num_sentences=5),
+    return {
+        "c4: terminal punctuation": pair("terminal_punctuation", filter_no_terminal_punct=True),
+        "c4: words in a line": pair("minimum_line_words", min_words_per_line=3),
+        "c4: long words": pair("maximum_word_characters", max_word_length=1000),
+        "c4: javascript": pair("no_javascript", filter_javascript=True),
+        "c4: policy": pair("no_policy_phrases", filter_policy=True),
+        "c4: citations": pair("no_citations", remove_citations=True),
+        "c4: lorem ipsum": pair("no_lorem_ipsum", filter_lorem_ipsum=True),
+        "c4: curly bracket": pair("no_curly_bracket", filter_curly_bracket=True),
+        "c4: too few sentences": pair("minimum_sentences", min_num_sentences=5),
         "c4: all rules": (Quality(c4=C4()), C4QualityFilter),  # type: ignore[call-arg]
-        "fineweb: lines without punctuation": fineweb("minimum_punctuated_lines", line_punct_thr=0.12),
-        "fineweb: mostly short lines": fineweb("maximum_short_lines", short_line_thr=0.67),
-        "fineweb: characters in duplicate lines": fineweb(
-            "maximum_duplicate_line_characters", char_duplicates_ratio=0.01
-        ),
-        "fineweb: line feeds": fineweb("maximum_line_feeds", new_line_ratio=0.3),
     }
-    return rules
+
+
+def fineweb_pairs() -> dict[str, Pair]:
+    """Return the rules of FineWeb on lines."""
+    from datatrove.pipeline.filters import FineWebQualityFilter
+
+    def pair(ours: str, **theirs: float) -> Pair:
+        off = {"line_punct_thr": 0, "short_line_thr": 1, "char_duplicates_ratio": 1, "new_line_ratio": float("inf")}
+        mine = Quality(fineweb=only(FineWeb, **{ours: FineWeb.model_fields[ours].default}))
+        return mine, lambda: FineWebQualityFilter(**{**off, **theirs})
+
+    rules = {
+        "lines without punctuation": pair("minimum_punctuated_lines", line_punct_thr=0.12),
+        "mostly short lines": pair("maximum_short_lines", short_line_thr=0.67),
+        "characters in duplicate lines": pair("maximum_duplicate_line_characters", char_duplicates_ratio=0.01),
+        "line feeds": pair("maximum_line_feeds", new_line_ratio=0.3),
+    }
+    return {f"fineweb: {name}": rule for name, rule in rules.items()}
 
 
 def their_decisions(texts: Iterable[str], filters: dict[str, Any]) -> dict[str, Decisions]:

@@ -40,7 +40,9 @@ def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_hub_that_refuses_the_connection_is_a_message(tmp_path: Path) -> None:
+    # The Hub's client doubles its waiting with each attempt, 23 seconds in all; the attempts stay.
     code = (
+        "import time\nwaits = []\ntime.sleep = waits.append\n"
         "from onward.errors import UserError\nfrom onward.model.source import resolve\n"
         "try:\n    resolve('someone/somemodel')\n"
         "except UserError as error:\n    print(error.what, error.todo, sep='|')\n"
