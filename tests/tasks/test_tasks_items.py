@@ -283,6 +283,31 @@ def test_examples_that_cannot_be_given(bench: Path, task: str, says: str) -> Non
         load_items([task], bench, 2)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["local", "hub"])
+def test_all_wrong_names_are_told_at_once(bench: Path, tmp_path: Path, shared: bool) -> None:
+    names = ["piqa", "piqo", "mmlu@x", "arc_esy", "piqa@1"]
+    with pytest.raises(UserError, match="3 of the tasks cannot be scored") as caught:
+        load_items(names, None if shared else bench, 2, cache=tmp_path)
+    said = str(caught.value)
+    for wrong in ("piqo", "did you mean piqa?", "mmlu@x", "arc_esy", "did you mean arc_easy?"):
+        assert wrong in said
+
+
+@pytest.mark.parametrize("task", ["arc_easy@3", "openbookqa@3"])
+def test_examples_come_from_a_local_training_split(bench: Path, tmp_path: Path, task: str) -> None:
+    name = task.partition("@")[0]
+    asked = load_items([task, name], bench, 3, cache=tmp_path)
+    (prompts, plain) = ([item.requests[0][0] for item in asked[one].items] for one in (task, name))
+    for prompt, alone in zip(prompts, plain, strict=True):
+        assert prompt.endswith(f"\n\n{alone}")
+        assert prompt.count("\n\n") == 3
+    assert load_items([task], bench, 3)[task] == asked[task], "drawn by a fixed seed"
+    first = prompts[0].partition("\n")[0].removeprefix("Question: ")
+    dataset, subset = ("allenai/ai2_arc", "ARC-Easy") if name == "arc_easy" else ("allenai/openbookqa", "main")
+    train = read_local(dataset, subset, bench, examples=True)["train"]
+    assert any(first.startswith(str(row.get("question", row.get("question_stem")))) for row in train)
+
+
 def test_right_answers(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read_local("baber/piqa", None, bench)["validation"][0]
     with_config(monkeypatch, "piqa", doc_to_target=lambda document: [1, 0, 1])

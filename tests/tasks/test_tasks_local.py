@@ -97,6 +97,7 @@ PIQA = {"goal": "g", "sol1": "a", "sol2": "b"}
 OPENBOOKQA = "ID\tQuestion Stem\tChoices\tComplete Question\tAnswer Key"
 LAMBADA = {"context": "They came to the", "continuation": "sea"}
 COPA = {"query": "It rained, therefore", "choices": ["he got wet.", "he sang."], "gold": 0}
+COPA_OFFICIAL = {"premise": "It rained.", "choice1": "He got wet.", "choice2": "He sang.", "question": "effect"}
 
 
 def test_official_variants(tmp_path: Path) -> None:
@@ -152,6 +153,12 @@ BROKEN = [
         {**dict.fromkeys(["premise", "choice1", "choice2", "question"], "x")},
         "cause or effect",
     ),
+    ("super_glue", "copa", "copa/copa_val.jsonl", COPA | {"choices": ["he got wet.", ""]}, "`choices`: '', an empty"),
+    ("super_glue", "copa", "copa/copa_val.jsonl", COPA_OFFICIAL | {"choice2": " "}, "`choice2`: ' ', an empty choice"),
+    ("hellaswag", None, "hellaswag/hellaswag_val.jsonl", HELLASWAG | {"endings": ["a", "b", "", "d"]}, "`endings`: ''"),
+    ("winogrande", None, "winogrande/dev.jsonl", WINOGRANDE | {"option1": ""}, "`option1`: ''"),
+    ("piqa", None, "piqa/valid.jsonl", PIQA | {"sol2": "", "label": 0}, "`sol2`: ''"),
+    ("openbookqa", "main", "openbookqa/test.tsv", "1\tWhy?\t(A)  (B) b\tWhy?\tB", "`Choices`: ''"),
     ("winogrande", None, "winogrande/dev.jsonl", '{"sentence": ', "one JSON object a line"),
     ("winogrande", None, "winogrande/dev.jsonl", "[1]", "one JSON object a line"),
 ]
@@ -265,6 +272,35 @@ def test_examples_are_whole_in_a_subset_too(tmp_path: Path) -> None:
     assert {split: len(documents) for split, documents in splits.items()} == {"test": 3, "dev": 5}
 
 
+EXAMPLES = [
+    ("allenai/ai2_arc", "ARC-Easy", "arc_easy", 2251),
+    ("allenai/ai2_arc", "ARC-Challenge", "arc_challenge", 1119),
+    ("allenai/openbookqa", "main", "openbookqa", 4957),
+]
+
+
+@pytest.mark.parametrize(("dataset", "subset", "task", "count"), EXAMPLES)
+def test_examples_of_a_training_split_are_read_and_counted_only_where_asked_for(
+    bench: Path, tmp_path: Path, dataset: str, subset: str, task: str, count: int
+) -> None:
+    assert list(read_local(dataset, subset, bench)) == ["test"]
+    assert len(read_local(dataset, subset, bench, examples=True)["train"]) == count
+    for file in sorted(bench.glob("*/*")):
+        if "test" in file.name.lower() and (subset in file.name or task in file.parts):
+            (tmp_path / file.parent.name).mkdir(exist_ok=True)
+            (tmp_path / file.parent.name / file.name).symlink_to(file)
+    without = data_fingerprints([task], tmp_path)
+    with pytest.raises(UserError, match=r"file is missing[\s\S]*[Tt]rain"):
+        read_local(dataset, subset, tmp_path, examples=True)
+    (folder,) = {path.parent for path in tmp_path.glob("*/*")}
+    name = "train.jsonl" if task == "openbookqa" else f"{subset}-Train.jsonl"
+    write(folder / name, [ARC])
+    assert data_fingerprints([task, f"{task}@0"], tmp_path) == without
+    assert data_fingerprints([f"{task}@5"], tmp_path) != without
+    with pytest.raises(UserError, match=f"1 items[\\s\\S]*{count} items"):
+        read_local(dataset, subset, tmp_path, examples=True)
+
+
 def test_variants_of_the_other_benchmarks(bench: Path, tmp_path: Path) -> None:
     first = read_local("allenai/openbookqa", "main", bench)["test"][1]
     assert first["question_stem"] == "There is most likely going to be fog around:"
@@ -273,9 +309,8 @@ def test_variants_of_the_other_benchmarks(bench: Path, tmp_path: Path) -> None:
     write(tmp_path / "Main" / "test.jsonl", [ARC])
     (document,) = read_local("allenai/openbookqa", "main", tmp_path)["test"]
     assert (document["question_stem"], document["answerKey"]) == ("Q?", "2")
-    official = {"premise": "It rained.", "choice1": "He got wet.", "choice2": "He sang.", "question": "effect"}
-    write(tmp_path / "COPA" / "val.jsonl", [official | {"label": 0, "idx": 3}])
-    assert read_local("aps/super_glue", "copa", tmp_path)["validation"] == [official | {"label": 0}]
+    write(tmp_path / "COPA" / "val.jsonl", [COPA_OFFICIAL | {"label": 0, "idx": 3}])
+    assert read_local("aps/super_glue", "copa", tmp_path)["validation"] == [COPA_OFFICIAL | {"label": 0}]
     write(tmp_path / "copa" / "copa_val.jsonl", [COPA])
     other = {"premise": "It rained.", "choice1": "he got wet.", "choice2": "he sang.", "question": "effect", "label": 0}
     assert read_local("aps/super_glue", "copa", tmp_path)["validation"] == [other]

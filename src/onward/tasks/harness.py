@@ -1,7 +1,7 @@
 """lm-evaluation-harness's definitions of the tasks, read from its files, without its 13 s scan of all tasks."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from onward.errors import UserError
+from onward.errors import UserError, UserErrors
 from onward.tasks.local import Splits, benchmark_of
 from onward.tasks.names import ROOT, Leaf, counts_tasks_alike, leaves
 from onward.tasks.revisions import pinned_revision
@@ -93,6 +93,20 @@ def definitions(task: str) -> list[Definition]:
     if found[0].kind == "rolling":
         raise UserError("whole texts have no examples before them", f"evaluation.tasks: {task}", todo=f"write {name}")
     return [replace(one, config={**one.config, "num_fewshot": shots}) for one in found]
+
+
+def require_tasks(tasks: Iterable[str]) -> None:
+    """Raise UserError for names that no task has or that cannot be scored, for all of them at once."""
+    problems = []
+    for task in dict.fromkeys(tasks):
+        try:
+            definitions(task)
+        except UserError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise UserErrors(f"{len(problems)} of the tasks cannot be scored", problems)
 
 
 def _definitions(task: str) -> list[Definition]:

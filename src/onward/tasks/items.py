@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onward.errors import UserError
 from onward.tasks.parts import Part, parts_of
+from onward.tasks.shots import all_wrong_names
 
 if TYPE_CHECKING:
     from onward.tasks.originals import Document
@@ -91,10 +92,12 @@ def load_items(
     """
     from onward.tasks.kept import kept_items
 
-    return {
-        task: _load(task, data, limit) if cache is None else kept_items(task, data, limit, cache, _load)
-        for task in dict.fromkeys(tasks)
-    }
+    names = list(dict.fromkeys(tasks))
+    with all_wrong_names(names):
+        return {
+            task: _load(task, data, limit) if cache is None else kept_items(task, data, limit, cache, _load)
+            for task in names
+        }
 
 
 def items_hash(items: Sequence[Item]) -> str:

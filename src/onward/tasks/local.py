@@ -5,14 +5,15 @@ Files are looked for under the names below, each plain or with .gz or .zst at it
 | benchmark  | files, relative to `evaluation.data`                              | format                         |
 |------------|-------------------------------------------------------------------|--------------------------------|
 | MMLU       | {mmlu/,data/,}test/SUBJECT_test.csv, and dev/SUBJECT_dev.csv      | CSV, 6 columns, no header      |
-| ARC        | {arc/,ARC-Easy/,ARC-V1-Feb2018-2/ARC-Easy/,}ARC-Easy-Test.jsonl   | question.stem, choices, key    |
+| ARC        | {arc/,ARC-Easy/,ARC-V1-Feb2018-2/ARC-Easy/,}ARC-Easy-Test.jsonl;  | question.stem, choices, key    |
+|            | for examples (`arc_easy@5`) ARC-Easy-Train.jsonl there            |                                |
 | HellaSwag  | {hellaswag/,}hellaswag_val.jsonl                                  | ctx (or ctx_a, ctx_b), endings |
 | WinoGrande | {winogrande/,winogrande_1.1/}dev.jsonl                            | sentence, option1, option2     |
 | BoolQ      | {boolq/dev,BoolQ/val}.jsonl                                       | question, passage, answer      |
 | PIQA       | piqa/valid.jsonl with valid-labels.lst, or the original archive's | goal, sol1, sol2; 0/1 per line |
 |            | physicaliqa-train-dev/dev.jsonl with dev-labels.lst               |                                |
 | OpenBookQA | {openbookqa/,Main/,OpenBookQA-V1-Sep2018/Data/Main/}test.tsv, or  | TSV with header; as ARC        |
-|            | test.jsonl there                                                  |                                |
+|            | test.jsonl there; for examples train.tsv or train.jsonl           |                                |
 | LAMBADA    | {lambada/lambada_openai,lambada/test,lambada_test_en}.jsonl       | text, or context, continuation |
 | COPA       | {copa/copa_val,COPA/val}.jsonl                                    | SuperGLUE's, or query, choices |
 | WikiText-2 | {wikitext/,wikitext-2-raw/,wikitext-2/,}wiki.test.{raw,tokens},   | text, titles as ` = Title = `  |
@@ -20,7 +21,9 @@ Files are looked for under the names below, each plain or with .gz or .zst at it
 |            | which is said, since published numbers are of the test text       |                                |
 
 A file whose number of items is not the published one is refused, unless a file named `SUBSET` lies beside it or in a
-folder above it, up to `evaluation.data`. MMLU's examples (dev) must be five of each subject in any case.
+folder above it, up to `evaluation.data`. Examples (MMLU's dev, ARC's and OpenBookQA's train) must be as many as were
+published in any case. They are drawn in the order of their file, so that prompts are those of the Hub's data only where
+that order is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +41,7 @@ from onward.tasks.shots import split_shots
 Splits = dict[str, list[Document]]
 
 _ARC = ("arc/{0}-Test.jsonl", "{0}/{0}-Test.jsonl", "ARC-V1-Feb2018-2/{0}/{0}-Test.jsonl", "{0}-Test.jsonl")
-_OPENBOOKQA = ("openbookqa/test", "Main/test", "OpenBookQA-V1-Sep2018/Data/Main/test")
+_OPENBOOKQA = ("openbookqa", "Main", "OpenBookQA-V1-Sep2018/Data/Main")
 _WIKITEXT = [
     f"{place}wiki.{{1}}.{kind}"
     for place in ("wikitext/", "wikitext-2-raw/", "wikitext-2/", "")
@@ -50,7 +53,7 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "test": ("mmlu/test/{0}_test.csv", "data/test/{0}_test.csv", "test/{0}_test.csv"),
         "dev": ("mmlu/dev/{0}_dev.csv", "data/dev/{0}_dev.csv", "dev/{0}_dev.csv"),
     },
-    "ai2_arc": {"test": _ARC},
+    "ai2_arc": {"test": _ARC, "train": tuple(name.replace("Test", "Train") for name in _ARC)},
     "hellaswag": {"validation": ("hellaswag/hellaswag_val.jsonl", "hellaswag_val.jsonl")},
     "winogrande": {"validation": ("winogrande/dev.jsonl", "winogrande_1.1/dev.jsonl")},
     "boolq": {"validation": ("boolq/dev.jsonl", "BoolQ/val.jsonl")},
@@ -58,7 +61,10 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "validation": ("piqa/valid.jsonl", "physicaliqa-train-dev/dev.jsonl"),
         "labels": ("piqa/valid-labels.lst", "physicaliqa-train-dev/dev-labels.lst"),
     },
-    "openbookqa": {"test": tuple(f"{name}.{kind}" for name in _OPENBOOKQA for kind in ("tsv", "jsonl"))},
+    "openbookqa": {
+        split: tuple(f"{name}/{split}.{kind}" for name in _OPENBOOKQA for kind in ("tsv", "jsonl"))
+        for split in ("test", "train")
+    },
     "lambada_openai": {"test": ("lambada/lambada_openai.jsonl", "lambada/test.jsonl", "lambada_test_en.jsonl")},
     "copa": {"validation": ("copa/copa_val.jsonl", "COPA/val.jsonl")},
     "wikitext_document_level": {
@@ -67,6 +73,8 @@ _FILES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _OPTIONAL = ("dev", "labels")
+_ONLY_EXAMPLES = "train"
+"""The split that is looked for only where examples are asked for: without them a score does not depend on it."""
 _IN_PLACE_OF_TEST = {"wikitext_document_level": "validation"}
 """The split that is scored where the test file is not there."""
 _SUBSETS = {
@@ -102,11 +110,14 @@ _COUNTS: dict[tuple[str, str | None, str], int] = {
     **{("mmlu", name, "test"): int(count) for name, _, count in (pair.partition("=") for pair in _MMLU.split())},
     ("ai2_arc", "ARC-Easy", "test"): 2376,
     ("ai2_arc", "ARC-Challenge", "test"): 1172,
+    ("ai2_arc", "ARC-Easy", "train"): 2251,
+    ("ai2_arc", "ARC-Challenge", "train"): 1119,
     ("hellaswag", None, "validation"): 10_042,
     ("winogrande", None, "validation"): 1267,
     ("boolq", None, "validation"): 3270,
     ("piqa", None, "validation"): 1838,
     ("openbookqa", None, "test"): 500,
+    ("openbookqa", None, "train"): 4957,
     ("lambada_openai", None, "test"): 5153,
     ("copa", None, "validation"): 100,
     ("wikitext_document_level", None, "test"): 62,
@@ -115,9 +126,10 @@ _COUNTS: dict[tuple[str, str | None, str], int] = {
 """Items of each benchmark as published, by its part where they differ, and by split."""
 
 
-def read_local(dataset: str, subset: str | None, data: Path) -> Splits:
+def read_local(dataset: str, subset: str | None, data: Path, examples: bool = False) -> Splits:
     """Return the documents of a Hub dataset (`allenai/ai2_arc`, `ARC-Easy`) from local files, by split of the Hub.
 
+    examples: there are to be some before each question, so that the training split is read where they come from it.
     Raises UserError when no reader knows the dataset, a file is missing, a row is not as the benchmark has it, or
     there are more or fewer than were published.
     """
@@ -126,7 +138,7 @@ def read_local(dataset: str, subset: str | None, data: Path) -> Splits:
         todo = "leave this task out, or set evaluation.data to null to take its data from the Hub"
         got = f"{dataset} {subset or ''}".strip()
         raise UserError("no reader of local files for this dataset", "evaluation.data", got, ", ".join(_FILES), todo)
-    found = _find_all(benchmark, subset, data)
+    found = _find_all(benchmark, subset, data, examples)
     splits = {role: _documents(benchmark, subset, path, found) for role, path in found.items() if role != "labels"}
     for split, documents in splits.items():
         _require_published(benchmark, subset, split, len(documents), found[split], data)
@@ -158,7 +170,7 @@ def _documents(benchmark: str, subset: str | None, path: Path, found: Mapping[st
 def _require_published(benchmark: str, subset: str | None, split: str, count: int, path: Path, data: Path) -> None:
     expected = _COUNTS.get((benchmark, subset, split), _COUNTS.get((benchmark, None, split)))
     # Prompts with fewer examples than published would be other prompts under the same name.
-    is_example = split == "dev"
+    is_example = split in ("dev", _ONLY_EXAMPLES)
     if expected is None or count == expected or (not is_example and _is_subset(path, data)):
         return
     todo = "fetch the original file again"
@@ -178,20 +190,23 @@ def _is_subset(path: Path, data: Path) -> bool:
 def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
     """Return a hash of the local files behind each benchmark of `tasks` (of all for a task not of the seven).
 
-    It depends on the files' content alone, not on where the folder stands; a split that is scored in place of the test
-    split is named after it. Raises UserError when there is no folder.
+    It depends on the files' content alone, not on where the folder stands, and on a training split only where a task
+    has examples; a split that is scored in place of the test split is named after it. Raises UserError when there is
+    no folder.
     """
     if not data.is_dir():
         todo = "give a folder with the benchmarks' original files, or null for the Hub"
         raise UserError("there is no such folder of benchmark files", "evaluation.data", str(data), todo=todo)
-    wanted: set[str] = set()
-    for task in (split_shots(task)[0] for task in tasks):
-        wanted |= {_BENCHMARK[task]} if task in _BENCHMARK else set(_FILES)
-    return {benchmark: _fingerprint(benchmark, data) for benchmark in sorted(wanted)}
+    wanted: dict[str, bool] = {}
+    for name, shots in map(split_shots, tasks):
+        # Of a task that is not known here, lm-eval's own number of examples is not known either.
+        for benchmark in (_BENCHMARK[name],) if name in _BENCHMARK else _FILES:
+            wanted[benchmark] = wanted.get(benchmark, False) or bool(shots) or name not in _BENCHMARK
+    return {benchmark: _fingerprint(benchmark, data, wanted[benchmark]) for benchmark in sorted(wanted)}
 
 
-def _fingerprint(benchmark: str, data: Path) -> str:
-    roles = _FILES[benchmark]
+def _fingerprint(benchmark: str, data: Path, examples: bool) -> str:
+    roles = _roles(benchmark, examples)
     other = _IN_PLACE_OF_TEST.get(benchmark)
     is_other = other is not None and not _find(data, roles["test"], None) and bool(_find(data, roles[other], None))
     return _hash_files(data, roles) + (f" ({other})" if is_other else "")
@@ -213,9 +228,13 @@ def benchmark_of(dataset: str, subset: str | None) -> str | None:
     return last if is_known else None
 
 
-def _find_all(benchmark: str, subset: str | None, data: Path) -> dict[str, Path]:
+def _roles(benchmark: str, examples: bool) -> dict[str, tuple[str, ...]]:
+    return {role: names for role, names in _FILES[benchmark].items() if examples or role != _ONLY_EXAMPLES}
+
+
+def _find_all(benchmark: str, subset: str | None, data: Path, examples: bool) -> dict[str, Path]:
     """Return the files that are there, by role."""
-    roles = _FILES[benchmark]
+    roles = _roles(benchmark, examples)
     files = {role: _find(data, names, subset) for role, names in roles.items()}
     found = {role: path for role, path in files.items() if path is not None}
     other = _IN_PLACE_OF_TEST.get(benchmark)

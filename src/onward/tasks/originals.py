@@ -29,7 +29,8 @@ def arc(row: Row) -> Document:
     """Official layout {id, question: {stem, choices: [{text, label}]}, answerKey}, labels A-E or 1-5."""
     question = row.inner("question", "an object with `stem` and `choices`")
     choices = [row.within(choice, "question.choices") for choice in question.sequence("choices")]
-    columns = {"text": [one.text("text") for one in choices], "label": [one.text("label") for one in choices]}
+    texts = [row.as_choice(one.text("text"), "question.choices") for one in choices]
+    columns = {"text": texts, "label": [one.text("label") for one in choices]}
     key = _require_key(row, columns, row.text("answerKey"))
     return {"id": row.text("id"), "question": question.text("stem"), "choices": columns, "answerKey": key}
 
@@ -58,7 +59,7 @@ def split_context(ctx: str) -> tuple[str, str]:
 
 def hellaswag(row: Row) -> Document:
     """{activity_label, ctx (or ctx_a and ctx_b), endings, label}."""
-    endings = [row.as_text(ending, "endings") for ending in row.sequence("endings")]
+    endings = [row.as_choice(ending, "endings") for ending in row.sequence("endings")]
     if len(endings) != 4:
         raise row.error(f"{len(endings)} endings", "four endings")
     label = row.integer("label", len(endings))
@@ -79,7 +80,7 @@ def winogrande(row: Row) -> Document:
         raise row.error(f"sentence {sentence[:60]!r}", "a sentence with the gap `_`")
     if answer not in ("1", "2"):
         raise row.error(f"answer {answer!r}", '"1" or "2" (the test file has no answers; use dev)')
-    return {"sentence": sentence, "option1": row.text("option1"), "option2": row.text("option2"), "answer": answer}
+    return {"sentence": sentence, "option1": row.choice("option1"), "option2": row.choice("option2"), "answer": answer}
 
 
 def boolq(row: Row) -> Document:
@@ -106,8 +107,9 @@ def piqa(path: Path, labels_path: Path | None) -> list[Document]:
         raise UserError("PIQA's labels do not fit its questions", str(labels_path), got, expected)
     documents = []
     for row, label in zip(rows, labels, strict=True):
-        texts = {key: row.text(key) for key in ("goal", "sol1", "sol2")}
-        documents.append({**texts, "label": label})
+        documents.append(
+            {"goal": row.text("goal"), "sol1": row.choice("sol1"), "sol2": row.choice("sol2"), "label": label}
+        )
     return documents
 
 
@@ -136,7 +138,7 @@ def openbookqa(path: Path) -> list[Document]:
             raise row.error(f"{len(cells)} columns: {line[:60]!r}", expected)
         if number > 1:
             _, *pieces = _LETTER.split(cells[2])
-            choices = {"text": pieces[1::2], "label": pieces[::2]}
+            choices = {"text": [row.as_choice(text, "Choices") for text in pieces[1::2]], "label": pieces[::2]}
             key = _require_key(row, choices, cells[4].strip())
             found.append({"id": cells[0], "question_stem": cells[1], "choices": choices, "answerKey": key})
     return found
@@ -159,12 +161,13 @@ _COPA = {"because": "cause", "therefore": "effect"}
 def copa(row: Row) -> Document:
     """SuperGLUE's {premise, choice1, choice2, question, label}, or {query, choices, gold} with the sentence begun."""
     if "query" not in row.content:
-        texts = {key: row.text(key) for key in ("premise", "choice1", "choice2", "question")}
+        texts = {key: row.text(key) for key in ("premise", "question")}
+        texts |= {key: row.choice(key) for key in ("choice1", "choice2")}
         if texts["question"] not in _COPA.values():
             raise row.error(f"question {texts['question']!r}", "cause or effect")
         return {**texts, "label": row.integer("label", 2)}
     begun, _, last = row.text("query").rpartition(", ")
-    choices = [row.as_text(choice, "choices") for choice in row.sequence("choices")]
+    choices = [row.as_choice(choice, "choices") for choice in row.sequence("choices")]
     if last not in _COPA or not begun:
         raise row.error(f"query {row.content['query'][-40:]!r}", "a query that ends in `, because` or `, therefore`")
     if len(choices) != 2:

@@ -68,7 +68,11 @@ def parts_of(task: str, data: Path | None, limit: int | None) -> list[Part]:
 def _open(definition: "Definition", data: Path | None) -> Part:
     from onward.tasks.harness import open_task
 
-    splits = None if data is None else read_local(definition.dataset, definition.subset, data)
+    splits = (
+        None
+        if data is None
+        else read_local(definition.dataset, definition.subset, data, examples=definition.num_fewshot > 0)
+    )
     test, lacks = definition.config.get("test_split"), None
     if splits is not None and test and test not in splits:
         # lm-eval's own rule: the validation split where there is no test split.

@@ -12,6 +12,7 @@ from onward.tasks.local import benchmark_of, data_fingerprints
 from onward.tasks.originals import Document
 from onward.tasks.parts import parts_of
 from onward.tasks.revisions import revisions_of
+from onward.tasks.shots import all_wrong_names
 
 _MARKERS = re.compile(r"\[.*?\]")
 """`[header]`, `[title]`, `[step]`, `[substeps]` in HellaSwag's WikiHow half; lm-eval removes them as well."""
@@ -42,7 +43,8 @@ def item_facts(tasks: Iterable[str], data: Path | None, limit: int | None) -> di
     names = list(dict.fromkeys(tasks))
     if not names:
         return {"tasks": [], "limit": limit}
-    source = revisions_of(names) if data is None else data_fingerprints(names, data)
+    with all_wrong_names(names):
+        source = revisions_of(names) if data is None else data_fingerprints(names, data)
     return {"tasks": names, "limit": limit, "data": source, "lm_eval": version("lm_eval")}
 
 

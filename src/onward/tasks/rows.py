@@ -40,6 +40,16 @@ class Row:
             raise self.error(f"`{key}`: {value!r}"[:100], f"`{key}` as text")
         return value
 
+    def choice(self, key: str) -> str:
+        """Return a field that must be a text which can be chosen: not an empty one."""
+        return self.as_choice(self.text(key), key)
+
+    def as_choice(self, value: Any, key: str) -> str:
+        """Return `value` when it is a text that can be chosen."""
+        if not self.as_text(value, key).strip():
+            raise self.error(f"`{key}`: {value!r}, an empty choice", f"`{key}` with a text in every choice")
+        return str(value)
+
     def sequence(self, key: str) -> list[Any]:
         """Return a field that must be a list."""
         value = self.content.get(key)

@@ -1,4 +1,7 @@
-"""How a task's name says how many examples stand before each question: `mmlu@5`."""
+"""The names of tasks: how many examples stand before each question (`mmlu@5`), and telling of wrong ones."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from onward.errors import UserError
 
@@ -16,3 +19,18 @@ def split_shots(task: str) -> tuple[str, int | None]:
             "examples before a question are counted", "evaluation.tasks", task, "a task and a number: mmlu@5"
         )
     return name, int(shots)
+
+
+@contextmanager
+def all_wrong_names(tasks: Iterable[str]) -> Iterator[None]:
+    """Where one of these tasks turns out to be none, raise UserError for all that are.
+
+    lm-eval's definitions are read only then: with prompts that are kept they are not needed.
+    """
+    try:
+        yield
+    except UserError:
+        from onward.tasks.harness import require_tasks
+
+        require_tasks(tasks)
+        raise
