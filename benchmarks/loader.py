@@ -15,7 +15,6 @@ import os
 import shutil
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +59,7 @@ def open_batches(folder: Path) -> tuple[Batches, int]:
     """Open the corpus for a run of ten passes; returns its tokens too."""
     corpus = open_corpus(folder)
     steps = 10 * corpus.num_sequences // SEQUENCES
-    plan = BatchPlan(SEQUENCE_TOKENS, SEQUENCES, Fraction(0), seed=0, stage_steps=(steps,))
+    plan = BatchPlan(SEQUENCE_TOKENS, SEQUENCES, (), seed=0, stage_steps=(steps,))
     return Batches(plan, [corpus], padding_id=0), corpus.total_tokens
 
 

@@ -176,7 +176,7 @@ def work(inputs: Inputs, run: Path, mode: str) -> None:
         "background_checkpoints": mode == "background",
     }
     training = Training.model_validate(settings)
-    train(training, base=describe(inputs.base), domain=inputs.corpus, general=None, seed=1, run_folder=run)
+    train(training, base=describe(inputs.base), corpora={"domain": inputs.corpus}, seed=1, run_folder=run)
 
 
 def ended(child: Any) -> int:

@@ -157,8 +157,7 @@ def run_onward(job: Job) -> Measured:
     train(
         training,
         base=resolve(job.base),
-        domain=Path(job.corpus),
-        general=None,
+        corpora={"domain": Path(job.corpus)},
         seed=0,
         run_folder=folder,
         progress=progress,

@@ -155,3 +155,11 @@ def test_what_a_kill_leaves_of_a_manifest_is_no_part_of_the_artifact(tmp_path: P
     manifest = find(folder, {"a": 1})
     assert manifest is not None
     assert list(manifest.files) == ["content"]
+
+
+def test_an_input_that_came_with_a_later_version_and_is_null_is_no_difference(tmp_path: Path) -> None:
+    with building(tmp_path / "a", "thing", {"seed": 1, "old": None}) as place:
+        (place / "file").write_text("x")
+    assert find(tmp_path / "a", {"seed": 1, "new": None}) is not None
+    with pytest.raises(UserError, match="new: was None, is 2"):
+        find(tmp_path / "a", {"seed": 1, "new": 2})

@@ -1,4 +1,5 @@
 import shutil
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -26,12 +27,12 @@ def opened(folder: Path, plan: BatchPlan) -> Batches:
     for name, lengths in (("domain", DOMAIN), ("general", GENERAL)):
         if not (folder / name).exists():
             write_corpus(folder / name, lengths, LENGTH, seed=len(lengths))
-    names = ["domain", "general"] if plan.replay else ["domain"]
-    return Batches(plan, [open_corpus(folder / n) for n in names], padding_id=0)
+    return Batches(plan, [open_corpus(folder / name) for name in plan.corpora], padding_id=0)
 
 
 def plan(replay: str = "1/4", sequences: int = 3, steps: int = 40) -> BatchPlan:
-    return BatchPlan(LENGTH, sequences, Fraction(replay), seed=7, stage_steps=(steps,))
+    share = Fraction(replay)
+    return BatchPlan(LENGTH, sequences, (("general", share),) if share else (), seed=7, stage_steps=(steps,))
 
 
 def test_steps_reach_the_budget_and_no_further() -> None:
@@ -74,9 +75,9 @@ def test_no_target_crosses_a_border_and_positions_restart(tmp_path: Path) -> Non
     window=st.integers(1, 60),
 )
 def test_the_replay_share_is_exact_in_every_window(share: Fraction, sequences: int, first: int, window: int) -> None:
-    found = BatchPlan(LENGTH, sequences, share, seed=0, stage_steps=(1000,))
+    found = BatchPlan(LENGTH, sequences, (("general", share),), seed=0, stage_steps=(1000,))
     slots = window * sequences
-    general = found.general_slots((first + window) * sequences) - found.general_slots(first * sequences)
+    general = found.slots_of((first + window) * sequences)[1] - found.slots_of(first * sequences)[1]
     assert abs(general - share * slots) < 1
 
 
@@ -84,9 +85,23 @@ def test_the_rows_follow_the_interleaving_and_the_need_is_counted(tmp_path: Path
     found = plan(replay="1/4", sequences=3, steps=40)
     batches = opened(tmp_path, found)
     rows = [row for step in range(40) for row in batches.sequences(step)]
-    domain, general = (sum(corpus == n for corpus, _ in rows) for n in (0, 1))
-    assert (domain, general) == found.needed_sequences() == (90, 30)
-    assert [b.general_B.tolist() for b in (batches[0], batches[1])] == [[False, False, False], [True, False, False]]
+    assert Counter(name for name, _ in rows) == found.needed_sequences() == {"domain": 90, "general": 30}
+    assert [b.replayed_B.tolist() for b in (batches[0], batches[1])] == [[False, False, False], [True, False, False]]
+
+
+def test_with_one_replayed_corpus_the_batches_are_those_of_every_version_before(tmp_path: Path) -> None:
+    """Slot s is general where floor(s x share) grows; the keys count the corpora from 0: what old runs resume with."""
+    found = plan(replay="3/10", sequences=3, steps=40)
+    batches = opened(tmp_path, found)
+    slots, sizes = iter(range(120)), [open_corpus(tmp_path / name).num_sequences for name in found.corpora]
+    for step in range(40):
+        for row, (name, sequence) in enumerate(batches.sequences(step)):
+            slot = next(slots)
+            before = slot * 3 // 10
+            corpus = (slot + 1) * 3 // 10 - before
+            epoch, nth = divmod(before if corpus else slot - before, sizes[corpus])
+            place = places_in_order(np.array([nth]), sizes[corpus], order_key(7, corpus, epoch, 0))
+            assert (found.corpora[corpus], place[0]) == (name, sequence), (step, row)
 
 
 def test_each_epoch_takes_every_sequence_once_in_another_order(tmp_path: Path) -> None:
@@ -101,7 +116,7 @@ def test_each_epoch_takes_every_sequence_once_in_another_order(tmp_path: Path) -
 def test_the_general_text_too_comes_once_before_any_of_it_comes_again(tmp_path: Path) -> None:
     batches = opened(tmp_path, plan(replay="1/4", sequences=3, steps=60))
     size = open_corpus(tmp_path / "general").num_sequences
-    order = [sequence for step in range(60) for corpus, sequence in batches.sequences(step) if corpus == 1]
+    order = [sequence for step in range(60) for corpus, sequence in batches.sequences(step) if corpus == "general"]
     assert len(order) > 2 * size > 4
     assert sorted(order[:size]) == sorted(order[size : 2 * size]) == list(range(size))
 
@@ -114,7 +129,7 @@ def test_a_batch_depends_on_the_step_alone(tmp_path: Path, micro: int) -> None:
     for step in (11, 3, 7, 0):  # any order, any start
         batch = again[step]
         parts = [batch.rows(start, start + micro) for start in range(0, 5, micro)]
-        for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "general_B"):
+        for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "replayed_B"):
             joined = np.concatenate([getattr(part, name) for part in parts])
             assert np.array_equal(joined, getattr(seen[step], name))
 
@@ -126,7 +141,7 @@ def test_a_step_past_the_end_is_an_error(tmp_path: Path) -> None:
 
 def test_in_block_order_every_epoch_takes_each_block_once_and_shuffles_it_anew(tmp_path: Path) -> None:
     corpus = open_corpus(write_corpus(tmp_path / "blocks", DOMAIN * 3, LENGTH, block_documents=8))
-    by_blocks = BatchPlan(LENGTH, 1, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    by_blocks = BatchPlan(LENGTH, 1, (), seed=7, stage_steps=(500,), order="blocks")
     batches = Batches(by_blocks, [corpus], padding_id=0)
     size = corpus.num_sequences
     epochs = [[batches.sequences(step)[0][1] for step in range(n * size, (n + 1) * size)] for n in range(3)]
@@ -159,7 +174,7 @@ def test_a_corpus_in_the_making_gives_the_same_batches(tmp_path: Path) -> None:
             shutil.copytree(whole, aside, dirs_exist_ok=True)
             aside.rename(tmp_path / "grown")
 
-    by_blocks = BatchPlan(LENGTH, 2, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    by_blocks = BatchPlan(LENGTH, 2, (), seed=7, stage_steps=(500,), order="blocks")
     growing = Batches(by_blocks, [open_corpus(tmp_path / "grown", grow)], padding_id=0)
     finished = Batches(by_blocks, [open_corpus(whole)], padding_id=0)
     seen = []
@@ -176,7 +191,7 @@ def test_a_corpus_in_the_making_gives_the_same_batches(tmp_path: Path) -> None:
 
 def test_a_corpus_that_proves_too_short_is_refused_when_its_cap_is_reached(tmp_path: Path) -> None:
     corpus = open_corpus(write_corpus(tmp_path / "short", DOMAIN, LENGTH))
-    capped = BatchPlan(LENGTH, 1, Fraction(0), 7, (500,), "blocks", maximum_repetition=1.5)
+    capped = BatchPlan(LENGTH, 1, (), 7, (500,), "blocks", maximum_repetition=1.5)
     batches = Batches(capped, [corpus], padding_id=0)
     allowed = ceil(1.5 * corpus.num_sequences)
     assert batches[allowed - 1]
@@ -188,7 +203,7 @@ def test_the_cap_may_be_reached_in_the_middle_of_a_step(tmp_path: Path) -> None:
     corpus = open_corpus(write_corpus(tmp_path / "short", DOMAIN, LENGTH))
     step = corpus.num_sequences // 2 + 1  # in the second pass; its second row is one too many
     cap = (2 * step + 0.5) / corpus.num_sequences
-    batches = Batches(BatchPlan(LENGTH, 2, Fraction(0), 7, (500,), "blocks", maximum_repetition=cap), [corpus], 0)
+    batches = Batches(BatchPlan(LENGTH, 2, (), 7, (500,), "blocks", maximum_repetition=cap), [corpus], 0)
     assert batches.read(step, 0, 1)
     with pytest.raises(UserError, match="too short"):
         batches.count(step)
@@ -245,7 +260,7 @@ def test_some_rows_of_a_step_are_those_of_the_whole_step(tmp_path: Path, replay:
         whole = batches[step]
         for start, stop in ((0, 7), (2, 5), (6, 7), (3, 3)):
             some = batches.read(step, start, stop)
-            for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "general_B"):
+            for name in ("ids_BT", "labels_BT", "documents_BT", "positions_BT", "replayed_B"):
                 assert np.array_equal(getattr(some, name), getattr(whole, name)[start:stop]), name
 
 
@@ -270,7 +285,7 @@ def test_a_step_is_counted_from_the_index_as_it_is_in_the_arrays(tmp_path: Path,
         assert batches.labelled_tokens(step) == batch.labelled_tokens
         assert batches.tokens(step) == inside.sum()
         assert batches.causal_pairs(step) == (batch.positions_BT[inside] + 1).sum()
-        assert batches.count(step).general_sequences == batch.general_B.sum()
+        assert sum(batches.count(step).replayed_sequences) == batch.replayed_B.sum()
 
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32"])
@@ -314,7 +329,7 @@ def test_text_that_is_not_there_yet_is_asked_for_without_waiting(tmp_path: Path)
         asked += 1
 
     bring(0)
-    by_blocks = BatchPlan(LENGTH, 1, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    by_blocks = BatchPlan(LENGTH, 1, (), seed=7, stage_steps=(500,), order="blocks")
     batches = Batches(by_blocks, [open_corpus(tmp_path / "grown", ask)], padding_id=0)
     there = next(step for step in range(500) if not batches.is_ready(step))
     assert asked == 1, "whether it is in vain is asked each time that it is not there"

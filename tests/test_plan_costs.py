@@ -2,7 +2,6 @@
 
 import shutil
 from collections import namedtuple
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from onward.recipe import TASKS, Evaluation, Training
 from onward.training.hardware import Hardware, known_hardware
 from onward.training.strategy import Strategy
 
-PLAN = BatchPlan(2000, 64, Fraction(0), seed=0, stage_steps=(3125, 7813))
+PLAN = BatchPlan(2000, 64, (), seed=0, stage_steps=(3125, 7813))
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -146,9 +146,10 @@ def find(
 
 def _require_same(folder: Path, manifest: Manifest, made_from: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(flatten(made_from), default=str))
-    if wanted == manifest.made_from:
-        return
+    # What is null may be absent: an input that came with a later version, and is not used.
     changed = sorted(k for k in wanted | manifest.made_from if wanted.get(k) != manifest.made_from.get(k))
+    if not changed:
+        return
     rows = [f"{k}: was {manifest.made_from.get(k)!r}, is {wanted.get(k)!r}" for k in changed]
     raise UserError(
         f"this {manifest.kind} was made from something else",

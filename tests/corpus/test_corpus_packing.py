@@ -1,4 +1,3 @@
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,7 @@ def test_no_target_crosses_a_border_and_every_token_is_a_target_once(
     folder = write_corpus(tmp_path_factory.mktemp("corpus") / "c", documents, capacity)
     packing = packed(documents, capacity, mode)
     packing.save(folder / "packing-00000.npz")
-    plan = BatchPlan(capacity, 1, Fraction(0), seed=1, stage_steps=(packing.num_sequences,), order="corpus")
+    plan = BatchPlan(capacity, 1, (), seed=1, stage_steps=(packing.num_sequences,), order="corpus")
     batches = Batches(plan, [open_corpus(folder)], padding_id=0)
     stored = np.load(folder / "tokens-00000.npy").tolist()
     ends = set(np.cumsum(documents).tolist())

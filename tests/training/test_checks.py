@@ -1,7 +1,6 @@
 """The checks before the first update pass on what is right and name what is wrong."""
 
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
 
 def first_batch(folder: Path, lengths: list[int], sequences: int) -> Batch:
     corpus = write_corpus(folder / "corpus", lengths, LENGTH)
-    plan = BatchPlan(LENGTH, sequences, Fraction(0), seed=1, stage_steps=(1,))
+    plan = BatchPlan(LENGTH, sequences, (), seed=1, stage_steps=(1,))
     return Batches(plan, [open_corpus(corpus)], padding_id=0)[0]
 
 

@@ -30,7 +30,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 def batches_of(folder: Path, sequences: int = 7, steps: int = 12, replay: str = "1/4") -> Batches:
     corpora = [write_corpus(folder / name, DOMAIN, LENGTH, seed) for seed, name in enumerate(("domain", "general"))]
-    plan = BatchPlan(LENGTH, sequences, Fraction(replay), seed=7, stage_steps=(steps,))
+    plan = BatchPlan(LENGTH, sequences, (("general", Fraction(replay)),), seed=7, stage_steps=(steps,))
     return Batches(plan, [open_corpus(corpus) for corpus in corpora], padding_id=PADDING)
 
 
@@ -91,7 +91,7 @@ def test_every_rank_knows_the_counts_of_the_whole_step(tmp_path: Path) -> None:
             assert found.labelled_tokens == whole.labelled_tokens
             assert found.tokens == (whole.documents_BT >= 0).sum()
             assert found.causal_pairs == batches.causal_pairs(found.step)
-            assert found.replay_sequences == whole.general_B.sum()
+            assert found.replay_sequences == whole.replayed_B.sum()
 
 
 def test_the_digest_is_the_same_however_the_rows_are_shared_out(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def growing(folder: Path, ask: Callable[[], None]) -> tuple[Batches, Callable[[i
         (aside / f"state/block-{number:05d}.json").write_text("{}")
 
     bring(0)
-    plan = BatchPlan(LENGTH, 2, Fraction(0), seed=7, stage_steps=(500,), order="blocks")
+    plan = BatchPlan(LENGTH, 2, (), seed=7, stage_steps=(500,), order="blocks")
     return Batches(plan, [open_corpus(folder / "grown", ask)], padding_id=0), bring
 
 

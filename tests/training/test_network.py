@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     corpus = write_corpus(
         tmp_path_factory.mktemp("corpus") / "corpus", [5, 70, 32, 3, 18, 40, 9, 9, 100, 2, 31, 47], LENGTH
     )
-    plan = BatchPlan(LENGTH, 4, Fraction(0), seed=1, stage_steps=(10,))
+    plan = BatchPlan(LENGTH, 4, (), seed=1, stage_steps=(10,))
     found = Batches(plan, [open_corpus(corpus)], padding_id=0)[0]
     assert (found.documents_BT < 0).any()
     assert (found.labels_BT[:, -1] != NO_TARGET).any(), "no document is cut at the end of a row"
@@ -355,7 +354,7 @@ def padded(batch: Batch, rows: int) -> Batch:
     behind = (np.zeros(shape, np.int64), np.full(shape, NO_TARGET), np.full(shape, -1), np.zeros(shape, np.int64))
     before = (batch.ids_BT, batch.labels_BT, batch.documents_BT, batch.positions_BT)
     ids, labels, documents, positions = (np.concatenate(pair) for pair in zip(before, behind, strict=True))
-    return Batch(ids, labels, documents, positions, np.concatenate([batch.general_B, np.zeros(rows, bool)]))
+    return Batch(ids, labels, documents, positions, np.concatenate([batch.replayed_B, np.zeros(rows, bool)]))
 
 
 def test_rows_of_padding_change_nothing(deep: Any, whole: Any, batch: Batch) -> None:

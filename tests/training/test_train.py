@@ -58,8 +58,7 @@ def train_in(place: Path, name: str, training: Training | None = None, **more: A
     return train(
         training or settings(),
         base=describe(place / "model"),
-        domain=place / "domain",
-        general=place / "general",
+        corpora={"domain": place / "domain", "general": place / "general"},
         seed=3,
         run_folder=place / name,
         **more,

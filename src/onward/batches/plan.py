@@ -12,15 +12,15 @@ from onward.recipe import Training
 class BatchPlan:
     """What decides the batches of a run.
 
-    sequences_per_step: global batch. replay: share of the slots for general text. stage_steps: cumulative steps at
-    the end of each stage. order: whether sequences are mixed over the whole corpus or within its blocks.
-    maximum_repetition: how often a corpus may be passed over; the plan refuses a run beyond it, but a corpus that is
-    still being prepared shows its size only while it is read.
+    sequences_per_step: global batch. replay: (corpus, share of the slots) of each replayed corpus. stage_steps:
+    cumulative steps at the end of each stage. order: whether sequences are mixed over the whole corpus or within its
+    blocks. maximum_repetition: how often a corpus may be passed over; the plan refuses a run beyond it, but a corpus
+    that is still being prepared shows its size only while it is read.
     """
 
     sequence_tokens: int
     sequences_per_step: int
-    replay: Fraction
+    replay: tuple[tuple[str, Fraction], ...]
     seed: int
     stage_steps: tuple[int, ...]
     order: Literal["corpus", "blocks"] = "corpus"
@@ -36,23 +36,46 @@ class BatchPlan:
         """Steps of the whole run."""
         return self.stage_steps[-1]
 
-    def general_slots(self, slots: int) -> int:
-        """How many of the first `slots` slots hold general text: floor(slots x share)."""
-        return slots * self.replay.numerator // self.replay.denominator
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of the corpora that the slots are shared out over: the domain, then those that are replayed."""
+        return ("domain", *(name for name, _ in self.replay))
 
-    def needed_sequences(self, steps: int | None = None) -> tuple[int, int]:
-        """Domain and general sequences that the first `steps` (None: all) read, repetitions counted."""
+    @property
+    def replay_share(self) -> Fraction:
+        """Share of the slots that is replayed, of all corpora together."""
+        return sum((share for _, share in self.replay), Fraction(0))
+
+    def slots_of(self, slots: int) -> tuple[int, ...]:
+        """How many of the first `slots` slots each of `corpora` takes.
+
+        One corpus after the other is split off: of n slots that are left, floor(n x what the later ones have of them)
+        go on to those. So floor(slots x share) are replayed, whichever corpora that is shared out over.
+        """
+        # In Python's integers: a share may have any denominator.
+        taken, left, share_left = [], slots, Fraction(1)
+        for share in (1 - self.replay_share, *(share for _, share in self.replay)):
+            later = (share_left - share) / share_left
+            rest = left * later.numerator // later.denominator
+            taken.append(left - rest)
+            left, share_left = rest, share_left - share
+        return tuple(taken)
+
+    def needed_sequences(self, steps: int | None = None) -> dict[str, int]:
+        """How many sequences of each corpus the first `steps` (None: all) read, repetitions counted."""
         slots = (self.total_steps if steps is None else steps) * self.sequences_per_step
-        general = self.general_slots(slots)
-        return slots - general, general
+        return dict(zip(self.corpora, self.slots_of(slots), strict=True))
 
 
 def plan_batches(training: Training, seed: int) -> BatchPlan:
-    """Turn token budgets into steps: each stage ends at the first step that reaches its cumulative tokens."""
+    """Turn token budgets into steps: each stage ends at the first step that reaches its cumulative tokens.
+
+    seed: of the order of the sequences (`Recipe.training_seed`).
+    """
     sequences = training.batch_tokens // training.sequence_tokens
     step_tokens = sequences * training.sequence_tokens
     steps = tuple(-(-tokens // step_tokens) for tokens in training.stages)
-    replay = training.forgetting.replay_share
+    replay = tuple(training.forgetting.replayed.items())
     return BatchPlan(
         training.sequence_tokens, sequences, replay, seed, steps, training.order, training.maximum_repetition
     )

@@ -23,14 +23,14 @@ class Batch:
 
     ids_BT: token ids. labels_BT: the next token of the same document, NO_TARGET elsewhere. documents_BT: number of
     the document piece within its row, -1 in padding. positions_BT: position within the piece, from 0.
-    general_B: whether the row is general (replayed) text.
+    replayed_B: whether the row is replayed text, not of the domain.
     """
 
     ids_BT: NDArray[np.int64]
     labels_BT: NDArray[np.int64]
     documents_BT: NDArray[np.int64]
     positions_BT: NDArray[np.int64]
-    general_B: NDArray[np.bool_]
+    replayed_B: NDArray[np.bool_]
 
     @property
     def labelled_tokens(self) -> int:
@@ -41,7 +41,7 @@ class Batch:
         """Return the rows [start, stop) as a micro-batch."""
         cut = slice(start, stop)
         return Batch(
-            self.ids_BT[cut], self.labels_BT[cut], self.documents_BT[cut], self.positions_BT[cut], self.general_B[cut]
+            self.ids_BT[cut], self.labels_BT[cut], self.documents_BT[cut], self.positions_BT[cut], self.replayed_B[cut]
         )
 
 
@@ -50,13 +50,13 @@ class StepCount:
     """What a step holds over all its rows, counted from the packing index without reading a token.
 
     labelled_tokens: positions with a target. tokens: without padding. causal_pairs: sum over the document pieces of
-    L (L + 1) / 2. general_sequences: rows of replayed text.
+    L (L + 1) / 2. replayed_sequences: rows of each replayed corpus, in the plan's order.
     """
 
     labelled_tokens: int
     tokens: int
     causal_pairs: int
-    general_sequences: int
+    replayed_sequences: tuple[int, ...]
 
 
 class _Blocks:
@@ -109,7 +109,7 @@ class _Blocks:
 class Batches:
     """Random access to the batches of a run: `batches[step]`.
 
-    corpora: domain first, general second when there is replay.
+    corpora: those that the plan names, in its order: the domain first, then each that is replayed.
     """
 
     def __init__(self, plan: BatchPlan, corpora: list[OpenCorpus], padding_id: int) -> None:
@@ -119,7 +119,7 @@ class Batches:
         # A growing corpus is looked at by the thread that reads ahead and by the one that trains.
         self._lock = Lock()
         self._blocks = [_Blocks(corpus, self._lock) for corpus in corpora]
-        assert len(corpora) == (2 if plan.replay else 1), "one corpus for each source of the mixture"
+        assert len(corpora) == len(plan.corpora), "one corpus for each source of the mixture"
         assert all(corpus.sequence_tokens == plan.sequence_tokens for corpus in corpora)
 
     def __len__(self) -> int:
@@ -130,29 +130,31 @@ class Batches:
 
     def read(self, step: int, start: int, stop: int) -> Batch:
         """Return the rows [start, stop) of a step, and read no others; raises IndexError past the last step."""
-        general_B, sequence_B = self._chosen(step, start, stop)
+        corpus_B, sequence_B = self._chosen(step, start, stop)
         shape = (stop - start, self.plan.sequence_tokens)
         ids, labels, documents, positions = (np.empty(shape, dtype=np.int64) for _ in range(4))
-        for block, rows, within in self._by_block(general_B, sequence_B):
+        for block, rows, within in self._by_block(corpus_B, sequence_B):
             fill_rows(
                 block.tokens, block.first_token, block.packing, within, rows,
                 ids, labels, documents, positions, self.padding_id,
             )  # fmt: skip
-        return Batch(ids, labels, documents, positions, general_B)
+        return Batch(ids, labels, documents, positions, corpus_B > 0)
 
-    def sequences(self, step: int) -> list[tuple[int, int]]:
+    def sequences(self, step: int) -> list[tuple[str, int]]:
         """Return (corpus, sequence) of every row of a step: the provenance of a batch, without reading it."""
-        general_B, sequence_B = self._chosen(step, 0, self.plan.sequences_per_step)
-        return list(zip(general_B.astype(int).tolist(), sequence_B.tolist(), strict=True))
+        corpus_B, sequence_B = self._chosen(step, 0, self.plan.sequences_per_step)
+        names = [self.plan.corpora[corpus] for corpus in corpus_B.tolist()]
+        return list(zip(names, sequence_B.tolist(), strict=True))
 
     def count(self, step: int) -> StepCount:
         """Count what all rows of a step hold, from the packing index alone: every rank can, and reads nothing."""
-        general_B, sequence_B = self._chosen(step, 0, self.plan.sequences_per_step)
+        corpus_B, sequence_B = self._chosen(step, 0, self.plan.sequences_per_step)
         total = np.zeros(3, dtype=np.int64)
         for corpus, blocks in enumerate(self._blocks):
-            total += blocks.count(sequence_B[general_B == bool(corpus)])
+            total += blocks.count(sequence_B[corpus_B == corpus])
         labelled, tokens, pairs = total.tolist()
-        return StepCount(labelled, tokens, pairs, int(general_B.sum()))
+        rows = np.bincount(corpus_B, minlength=len(self._corpora)).tolist()
+        return StepCount(labelled, tokens, pairs, tuple(rows[1:]))
 
     def labelled_tokens(self, step: int) -> int:
         """Positions of a step that have a target, over all its rows."""
@@ -169,27 +171,27 @@ class Batches:
     def is_ready(self, step: int) -> bool:
         """Whether the text of a step is there, or still being prepared; raises what makes waiting for it vain."""
         with self._lock:
+            needs = self.plan.needed_sequences(step + 1).values()
             return all(
                 corpus.has(None if self.plan.order == "corpus" else needed)
-                for corpus, needed in zip(self._corpora, self.plan.needed_sequences(step + 1), strict=False)
+                for corpus, needed in zip(self._corpora, needs, strict=True)
             )
 
-    def _chosen(self, step: int, start: int, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Return of each row [start, stop) of a step whether it is general text, and its sequence in its corpus."""
+    def _chosen(self, step: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return of each row [start, stop) of a step the number of its corpus, and its sequence there."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of a run of {len(self)} steps")
         assert 0 <= start <= stop <= self.plan.sequences_per_step
         first = step * self.plan.sequences_per_step + start
-        # In Python's integers: a share may have any denominator.
-        reached = np.array([self.plan.general_slots(slot) for slot in range(first, first + stop - start + 1)])
-        general_B = np.diff(reached) > 0
-        nth_B = np.where(general_B, reached[:-1], np.arange(first, first + stop - start) - reached[:-1])
+        # What each corpus has taken before each slot: one of them takes one more with every slot.
+        taken = np.array([self.plan.slots_of(slot) for slot in range(first, first + stop - start + 1)])
+        corpus_B = np.diff(taken, axis=0).argmax(axis=1)
         sequence_B = np.empty(stop - start, dtype=np.int64)
         with self._lock:
             for corpus in range(len(self._corpora)):
-                mine = general_B == bool(corpus)
-                sequence_B[mine] = self._in_order(corpus, nth_B[mine])
-        return general_B, sequence_B
+                mine = corpus_B == corpus
+                sequence_B[mine] = self._in_order(corpus, taken[:-1][mine, corpus])
+        return corpus_B, sequence_B
 
     def _in_order(self, corpus: int, nth: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the nth sequences (consecutive numbers) of the endless order over a corpus."""
@@ -223,10 +225,10 @@ class Batches:
             )
 
     def _by_block(
-        self, general_B: NDArray[np.bool_], sequence_B: NDArray[np.int64]
+        self, corpus_B: NDArray[np.int64], sequence_B: NDArray[np.int64]
     ) -> Iterator[tuple[OpenBlock, NDArray[np.int64], NDArray[np.int64]]]:
         """Yield the blocks that hold some of the rows: the block, the rows, their sequences within the block."""
         for corpus, blocks in enumerate(self._blocks):
-            rows = np.flatnonzero(general_B == bool(corpus))
+            rows = np.flatnonzero(corpus_B == corpus)
             for block, chosen, within in blocks.of(sequence_B[rows]):
                 yield block, rows[chosen], within

@@ -1,6 +1,6 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from math import ceil
@@ -150,9 +150,7 @@ class Run:
                 where = str(self.planned_domain.folder)
                 raise RankError("what the first rank has prepared is not here", where, todo=todo)
         _ = self.plan  # it refuses what cannot work
-        general = self.corpora.general
-        path = None if general is None else general.path
-        return self._train(until_stage, self.corpora.domain.path, path, None, until_step)
+        return self._train(until_stage, self.corpora.paths(), None, until_step)
 
     def foresee(self, hardware: str | None = None, measure: bool = False) -> "Foresight":
         """Return what the run will need, from what is prepared already or from a sample of its text.
@@ -291,8 +289,9 @@ class Run:
         background = Background(self.planned_domain, self.workers)
         self.progress.note("the domain is prepared beside the training, which begins on its first finished block")
         try:
-            path = None if prepared_general is None else prepared_general.path
-            self._train(1, self.planned_domain.folder, path, background.check)
+            paths = {"domain": self.planned_domain.folder}
+            paths |= {} if prepared_general is None else {"general": prepared_general.path}
+            self._train(1, paths, background.check)
             prepared = background.result()
             kept, tokens = prepared.ledger.kept.documents, prepared.ledger.kept_tokens
             self.progress.note(f"the domain is prepared: {kept:,} documents kept, {tokens:,} tokens")
@@ -303,8 +302,7 @@ class Run:
     def _train(
         self,
         until_stage: int | None,
-        domain: Path,
-        general: Path | None,
+        corpora: Mapping[str, Path],
         while_waiting: "Callable[[], None] | None",
         until_step: int | None = None,
     ) -> "tuple[Stage, ...]":
@@ -316,10 +314,10 @@ class Run:
         return train(
             self.recipe.training,
             base=self.base,
-            domain=domain,
-            general=general,
+            corpora=corpora,
             seed=self.recipe.seed,
             run_folder=self.folder,
+            cache=self.folders.cache,
             until_stage=until_stage,
             until_step=until_step,
             at=self.recipe.evaluation.at,
@@ -330,9 +328,9 @@ class Run:
     @cached_property
     def _wanted(self) -> dict[str, int]:
         """How many tokens to keep of each corpus, and to sample."""
-        needed_domain, needed_general = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
-        general = self.recipe.general
-        wanted = {"domain": wanted_tokens(self.recipe.corpus, needed_domain, self.recipe)}
+        needed = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
+        needed_general, general = needed.get("general", 0), self.recipe.general
+        wanted = {"domain": wanted_tokens(self.recipe.corpus, needed["domain"], self.recipe)}
         if general is not None:
             wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
             wanted["sampled"] = self._sampled_tokens(general, needed_general)

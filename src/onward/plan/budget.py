@@ -82,7 +82,8 @@ def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
 def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: PreparedCorpus | None) -> Plan:
     """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap."""
     batches = plan_batches(recipe.training, recipe.seed)
-    needed_domain, needed_general = batches.needed_sequences()
+    needed = batches.needed_sequences()
+    needed_domain, needed_general = needed["domain"], needed.get("general", 0)
     available_domain = domain.ledger.sequences
     available_general = general.ledger.sequences if general is not None else 0
     _check_repetition(recipe.training, batches, {"domain": available_domain, "general": available_general})
@@ -156,7 +157,7 @@ def too_short(texts: Mapping[str, Supply], training: Training, batches: BatchPla
     cap, length, problems = training.maximum_repetition, batches.sequence_tokens, []
     todo = f"{_shorter(texts, training, batches)}or raise training.maximum_repetition"
     for role, text in texts.items():
-        wanted, available = batches.needed_sequences()[_place(role)], floor(text.sequences.high)
+        wanted, available = batches.needed_sequences().get(role, 0), floor(text.sequences.high)
         if passes_too_often(wanted, text.sequences, cap):
             # Text to be sampled is too short only where the recipe fixes its length.
             more = "leave out general.self_replay.tokens" if text.basis == "to be sampled" else "add text"
@@ -178,7 +179,7 @@ def _shorter(texts: Mapping[str, Supply], training: Training, batches: BatchPlan
     def is_too_long(steps: int) -> bool:
         needed = batches.needed_sequences(steps)
         cap = training.maximum_repetition
-        return any(needed[_place(role)] > cap * floor(text.sequences.low) for role, text in texts.items())
+        return any(needed.get(role, 0) > cap * floor(text.sequences.low) for role, text in texts.items())
 
     # A budget between two steps is rounded up to the next.
     steps = bisect_right(range(batches.total_steps), False, key=is_too_long) - 1
@@ -196,7 +197,3 @@ def round_budget(tokens: int, training: Training) -> int:
     unit = 10 ** max(0, len(str(tokens)) - 3)
     rounded = tokens // unit * unit
     return rounded if rounded >= training.batch_tokens else tokens
-
-
-def _place(role: str) -> int:
-    return ("domain", "general").index(role)

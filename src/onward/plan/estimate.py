@@ -77,7 +77,7 @@ def foresee(
     problems += [_no_held_out(text) for text in texts if not text.held_out_tokens]
     timed, training = None, None
     if memory.chosen is not None:
-        strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, float(batches.replay))
+        strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, float(batches.replay_share))
         if measure:
             settings = recipe.training.optimizer
             timed = time_steps(base, shape, settings, strategy, here.precision, batches, pairs, devices, progress)
@@ -124,8 +124,9 @@ def _texts(
     texts: list[TextForesight] = []
     problems: list[UserError] = []
     supplies: dict[str, Supply] = {}
-    for (role, preparation), needed in zip(preparations.items(), batches.needed_sequences(), strict=False):
-        text, found = foresee_text(preparation, role, needed, workers, progress)
+    needed = batches.needed_sequences()
+    for role, preparation in preparations.items():
+        text, found = foresee_text(preparation, role, needed.get(role, 0), workers, progress)
         texts.append(text)
         problems += found
         if not found:

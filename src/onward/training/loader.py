@@ -183,7 +183,7 @@ class _Reader:
         filled = filled_up(batch, number, rows, self._batches.padding_id)
         micro = Rows.cut(filled, number, pin=self._device.type == "cuda")
         return Step(
-            step, micro, count.labelled_tokens, count.tokens, count.causal_pairs, count.general_sequences, digest
+            step, micro, count.labelled_tokens, count.tokens, count.causal_pairs, sum(count.replayed_sequences), digest
         )
 
 
@@ -206,5 +206,5 @@ def filled_up(batch: Batch, number: int, rows: int, padding_id: int) -> Batch:
         fill(batch.labels_BT, NO_TARGET),
         fill(batch.documents_BT, -1),
         fill(batch.positions_BT, 0),
-        np.pad(batch.general_B, (0, 1))[source],
+        np.pad(batch.replayed_B, (0, 1))[source],
     )

@@ -262,9 +262,8 @@ class Loop:
 
     def _tell(self, finding: Finding) -> None:
         """Record what the guard found; raises UserError, with a diagnosis, where it orders to stop."""
-        names = ["domain", "general"]
         chosen = self.session.batches.sequences(finding.step)
-        sequences = [f"{names[corpus]} sequence {number}" for corpus, number in chosen]
+        sequences = [f"{corpus} sequence {number}" for corpus, number in chosen]
         self._event(
             "update_left_out", at=finding.step, kind=finding.kind, action=finding.action, words=finding.words,
             sequences=sequences,

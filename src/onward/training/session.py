@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, cached_property
@@ -48,6 +48,7 @@ class Session:
     """A rank's model, optimizer, batches and checkpoints, and its place in the run.
 
     first_end: the step at which the first stage that is missing ends; the newest checkpoint before it is gone on from.
+    corpora: artifacts by name, those of the batches and others. cache: where artifacts are shared between runs.
     while_waiting: called while a block of text that is still in the making is waited for.
     """
 
@@ -55,8 +56,7 @@ class Session:
         self,
         training: Training,
         base: ModelSource,
-        domain: Path,
-        general: Path | None,
+        corpora: Mapping[str, Path],
         seed: int,
         run_folder: Path,
         made_at: Callable[[int], dict[str, Any]],
@@ -64,21 +64,16 @@ class Session:
         ranks: Ranks,
         progress: Progress,
         while_waiting: Callable[[], None] | None = None,
+        cache: Path | None = None,
     ) -> None:
-        self.training, self.base, self.run_folder, self.ranks, self.progress = (
-            training,
-            base,
-            run_folder,
-            ranks,
-            progress,
-        )
+        self.training, self.base, self.run_folder = training, base, run_folder
+        self.ranks, self.progress, self.corpora, self.cache = ranks, progress, corpora, cache
         self.plan = plan_batches(training, seed)
         torch.manual_seed(seed)
         self.tokenizer = read_tokenizer(base.folder)
-        corpora = [open_corpus(domain, while_waiting)]
-        if self.plan.replay and general is not None:
-            corpora.append(open_corpus(general))
-        self.batches = Batches(self.plan, corpora, padding_id=self.tokenizer.eos_id)
+        first, *replayed = (corpora[name] for name in self.plan.corpora)
+        opened = [open_corpus(first, while_waiting), *map(open_corpus, replayed)]
+        self.batches = Batches(self.plan, opened, padding_id=self.tokenizer.eos_id)
         self.precision = choose_precision(training.precision, ranks.device)
         self.shape = read_shape(base.folder)
         self.hardware: Hardware = this_machine(ranks.device.type)

@@ -1,6 +1,6 @@
 """The step `train`: from a base model and prepared corpora to the checkpoint at the end of each stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ def train(
     training: Training,
     *,
     base: ModelSource,
-    domain: Path,
-    general: Path | None,
+    corpora: Mapping[str, Path],
     seed: int,
     run_folder: Path,
+    cache: Path | None = None,
     until_stage: int | None = None,
     until_step: int | None = None,
     at: Sequence[int] = (),
@@ -34,8 +34,10 @@ def train(
     until_step: stop when so many steps of the run are done and saved, wherever in a stage that is. at: token counts at
     which a model is written as well (`stages.points_of`); the training is the same with and without.
 
-    domain and general: corpus artifacts. while_waiting: the domain may still be in the making, and this is called
-    while a block of it is waited for (it raises when that is in vain). A stage's end that is damaged is made anew.
+    corpora: artifacts by name: `domain`, every corpus that is replayed and the text of the Fisher information. seed: of
+    training (`Recipe.training_seed`). cache: where artifacts are that runs share; None: nothing is shared.
+    while_waiting: the domain may still be in the making, and this is called while a block of it is waited for (it
+    raises when that is in vain). A stage's end that is damaged is made anew.
     Returns the stages that are complete. Raises UserError when an input differs from those the run was started with,
     Interrupted after a signal, once the state is saved.
     """
@@ -44,7 +46,7 @@ def train(
     due = stages[:until_stage]
     if until_step is not None:
         due = tuple(s for n, s in enumerate(due) if n == 0 or due[n - 1].steps < until_step)
-    inputs = _inputs(training, base, domain, general, seed)
+    inputs = _inputs(training, base, corpora, seed)
 
     def made_at(step: int) -> dict[str, Any]:
         return _inputs_at(inputs, stages, step)
@@ -75,7 +77,7 @@ def train(
             opened.enter_context(locked(checkpoints))
         # An earlier stage may be missing while a later one is there: it is made anew from the states before it.
         session = Session(
-            training, base, domain, general, seed, run_folder, made_at, first.steps, ranks, progress, while_waiting
+            training, base, corpora, seed, run_folder, made_at, first.steps, ranks, progress, while_waiting, cache
         )
         record = opened.enter_context(recorded(run_folder, session.step, end)) if ranks.is_first else None
         session.begin(record)
@@ -88,15 +90,16 @@ def _may_shard(training: Training) -> bool:
     return training.sharding in ("zero2", "zero3") or training.offload is True or count_gpus() > 0
 
 
-def _inputs(training: Training, base: ModelSource, domain: Path, general: Path | None, seed: int) -> dict[str, Any]:
+def _inputs(training: Training, base: ModelSource, corpora: Mapping[str, Path], seed: int) -> dict[str, Any]:
     """What determines the weights at every step; speed and memory knobs are left out, they may change on resume."""
     settings = training.model_dump(mode="json")
     if training.schedule.horizon == "stage":
         settings.pop("stages")  # a later stage changes nothing before it: see `_inputs_at`
     for name in COST_KNOBS:
         settings.pop(name)
-    corpora = {"domain": domain.name, "general": None if general is None else general.name}
-    return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": corpora}
+    settings.pop("seed")  # the seed that follows from it is an input itself
+    named = {"general": None} | {name: folder.name for name, folder in corpora.items()}
+    return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": named}
 
 
 def _inputs_at(inputs: dict[str, Any], stages: tuple[Stage, ...], step: int) -> dict[str, Any]:
