@@ -1,13 +1,13 @@
 """Compare scorings of the same items: what was gained, what was lost, and what cannot be told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from onward.analysis.difference import Comparison, Comparisons, Difference, Letters
 from onward.analysis.letters import letters
-from onward.analysis.paired import Scored, pair_up, read_scored
+from onward.analysis.paired import Pair, Scored, pair_up, read_scored
 from onward.analysis.rows import Resampling, clean_rows, corrected, source_rows, task_rows, text_row
 from onward.analysis.wording import sentence
 
@@ -31,18 +31,25 @@ def compare(before_folder: Path, after_folder: Path, resamples: int, seed: int) 
     return compare_all((before_folder, after_folder), None, resamples, seed).comparisons[0]
 
 
-def compare_all(folders: Sequence[Path], names: Sequence[str] | None, resamples: int, seed: int) -> Comparisons:
+def compare_all(
+    folders: Sequence[Path],
+    names: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+    of_text: Callable[[Pair], Pair] | None = None,
+) -> Comparisons:
     """Compare the scores in every folder after the first with those in the first, the base.
 
     names: of the models, in the order of the folders; None takes those in the scores. Holm's correction is over all
     comparisons together, for held-out texts, their sources and task rows each. Tasks with items that were found in
-    the corpora's text are compared a second time without those, in the same family. Raises UserError when two did
-    not score the same items, naming what differs.
+    the corpora's text are compared a second time without those, in the same family. of_text: takes the documents of a
+    held-out text that are compared (None: all). Raises UserError when two did not score the same items, naming what
+    differs.
     """
     assert len(folders) > 1, "a comparison is of two or more"
     how = Resampling(resamples, seed)
     base, *others = map(read_scored, folders)
-    tables = [_table(base, other, how) for other in others]
+    tables = [_table(base, other, how, of_text) for other in others]
     names = names or [scored.scores.model for scored in (base, *others)]
     text = corrected([table.text for table in tables])
     sources = corrected([table.sources for table in tables])
@@ -55,8 +62,9 @@ def compare_all(folders: Sequence[Path], names: Sequence[str] | None, resamples:
     return Comparisons(names[0], tuple(comparisons))
 
 
-def _table(base: Scored, other: Scored, how: Resampling) -> _Table:
+def _table(base: Scored, other: Scored, how: Resampling, of_text: Callable[[Pair], Pair] | None) -> _Table:
     texts, tasks = pair_up(base, other)
+    texts = texts if of_text is None else [of_text(pair) for pair in texts]
     rows = {pair.name: task_rows(pair, how) for pair in tasks}
     clean = rows | {pair.name: clean_rows(pair, how) for pair in tasks if pair.touched.any()}
     return _Table(

@@ -23,6 +23,10 @@ def load_model(source: ModelSource | Path, dtype: "torch.dtype | None" = None, d
 
     source = source if isinstance(source, ModelSource) else describe(source)
     dtype = torch.float32 if dtype is None else dtype
+    if source.between is not None:
+        from onward.model.blend import load_blend
+
+        return load_blend(source, dtype, device)
     if is_mobilellm(source.folder):
         return _load_mobilellm(source.folder, dtype).to(device).eval()
     try:

@@ -14,8 +14,16 @@ from pathlib import Path
 from onward.errors import UserError
 
 TINY = "onward/tiny"
-_NOT_THE_MODEL = ("manifest.json", "card.json")
+_NOT_THE_MODEL = ("manifest.json", "card.json", "blend.json")
 _FILES = ("*.json", "*.model", "*.txt", "README.md")
+
+
+@dataclass(frozen=True)
+class Between:
+    """That a model's weights lie on the line from another model (a folder) to its own files; share: how far along."""
+
+    base: Path
+    share: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class ModelSource:
 
     name: as the recipe writes it. folder: plain Hugging Face files. revision: Hub commit, None for local files.
     license: from the model card's metadata. fingerprint: changes when the weights, the configuration or the
-    tokenizer change.
+    tokenizer change. between: the weights are a blend, made when the model is loaded (`blend.blended`); all but the
+    weights is the folder's.
     """
 
     name: str
@@ -32,6 +41,7 @@ class ModelSource:
     revision: str | None
     license: str | None
     fingerprint: str
+    between: Between | None = None
 
 
 def resolve(base: str, revision: str | None = None) -> ModelSource:

@@ -28,8 +28,13 @@ def given_texts(paths: Sequence[str], cache: Path, progress: Progress) -> dict[s
         if name in found:
             todo = "rename one of the files, or score them one after the other into different --out"
             raise UserError("two texts have one name, which their scores are told apart by", "--text", name, todo=todo)
-        found[name] = _read(inputs, name, cache, progress)
+        found[name] = _read([inputs], name, cache, progress)
     return found
+
+
+def given_text(name: str, paths: Sequence[str], cache: Path, progress: Progress) -> Path:
+    """Read files, folders or globs as one text, as `given_texts` reads each of them; return its artifact."""
+    return _read([find_inputs(Source(path=path)) for path in dict.fromkeys(paths)], name, cache, progress)
 
 
 def _name(path: str) -> str:
@@ -39,10 +44,11 @@ def _name(path: str) -> str:
     return place.with_suffix("").name or "text"
 
 
-def _read(inputs: Inputs, name: str, cache: Path, progress: Progress) -> Path:
+def _read(sources: Sequence[Inputs], name: str, cache: Path, progress: Progress) -> Path:
     from onward.corpus.tables import HELD_OUT_FILE, HeldOutSpill, write_held_out
 
-    made_from = {"method": 1, "inputs": inputs.facts()}
+    facts = [inputs.facts() for inputs in sources]
+    made_from = {"method": 1, "inputs": facts[0] if len(facts) == 1 else facts}
     folder = cache / "texts" / fingerprint(made_from)
     if find(folder, made_from) is not None:
         return folder
@@ -50,7 +56,7 @@ def _read(inputs: Inputs, name: str, cache: Path, progress: Progress) -> Path:
         spilled, documents = aside / "spilled", 0
         progress.begin(f"reading {name}", None, "documents")
         with closing(HeldOutSpill(spilled)) as spill:
-            for document in _documents(inputs):
+            for document in (document for inputs in sources for document in _documents(inputs)):
                 text = document.text.encode("utf-8", errors="replace")
                 # By the text's hash: its front, which a limit of tokens takes, is a sample of all of it.
                 order = xxhash.xxh3_64_intdigest(text)
@@ -58,7 +64,8 @@ def _read(inputs: Inputs, name: str, cache: Path, progress: Progress) -> Path:
                 documents += 1
                 progress.advance(documents)
         if not documents:
-            raise UserError("there is no text to score", inputs.source.path, "0 documents")
+            where = ", ".join(inputs.source.path for inputs in sources)
+            raise UserError("there is no text to score", where, "0 documents")
         write_held_out([spilled], aside / HELD_OUT_FILE)
         spilled.unlink()
     return folder
