@@ -27,12 +27,13 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """d x = scale (g w - n mean(g w n)) with n the normalised x; d weight = sum of g n."""
+        """d x = scale (g w - n mean(g w n)) with n the normalised x; d weight = sum of g n, where it is trained."""
         x, weight_D, scale = ctx.saved_tensors
-        gradient = upstream[0]
+        gradient, grad_weight = upstream[0], None
         normalised = x.float() * scale
-        over = tuple(range(x.ndim - 1))
-        grad_weight = (gradient * normalised.to(x.dtype)).sum(over, dtype=torch.float32).to(weight_D.dtype)
+        if ctx.needs_input_grad[1]:
+            over = tuple(range(x.ndim - 1))
+            grad_weight = (gradient * normalised.to(x.dtype)).sum(over, dtype=torch.float32).to(weight_D.dtype)
         wide = (gradient * weight_D).float()
         inward = (wide * normalised).mean(-1, keepdim=True)
         grad_x = wide.sub_(normalised.mul_(inward)).mul_(scale)

@@ -2,20 +2,34 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from onward.errors import UserError
 from onward.model.load import load_model
 from onward.model.source import ModelSource
-from onward.recipe import Optimizer
+from onward.recipe import Forgetting, Optimizer
+from onward.training.adapters import adapters_of, base_name, is_adapter
+from onward.training.anchor import Anchor
+from onward.training.frozen import keep_in_compute_type, keep_parts
 from onward.training.memory import MemoryMeter
 from onward.training.network import Network, Rows
 from onward.training.optimizer import build_optimizer, set_rate
-from onward.training.parallel import check_sharing, clip, is_sharded, share_out, summed, whole, without_reduction
+from onward.training.parallel import (
+    check_sharing,
+    clip,
+    is_sharded,
+    needs_group,
+    share_out,
+    summed,
+    whole,
+    without_reduction,
+)
 from onward.training.ranks import Ranks
+from onward.training.reference import Reference
 from onward.training.strategy import Strategy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -25,20 +39,23 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Measured:
     """What a step measured, as scalars that are still on the device: reading one waits for it.
 
-    loss_nats: mean over the labelled tokens of the global batch. gradient_norm: global, before clipping. left_out: 1
-    when the update was not made.
+    loss_nats: mean cross-entropy over the labelled tokens of the global batch. gradient_norm: global, before clipping.
+    left_out: 1 when the update was not made. kl_nats: mean of KL(base || model) over the labelled tokens of replayed
+    rows, not a number where the step has none; None where it is not measured.
     """
 
     loss_nats: torch.Tensor
     gradient_norm: torch.Tensor
     left_out: torch.Tensor
+    kl_nats: torch.Tensor | None = None
 
 
 class Learner:
     """A base model under one strategy, with its optimizer; `update` is the training step.
 
-    look_at_base is given the model as it was loaded, before it is prepared for training. Raises UserError for a model
-    that packed training does not reproduce.
+    look_at_base is given the model as it was loaded, before it is prepared for training. forgetting: the remedies that
+    are part of a step; fisher: what its `ewc` weighs with, whole tensors by parameter name. seed: of adapters. Raises
+    UserError for a model that packed training does not reproduce, and for remedies that do not fit it.
     """
 
     def __init__(
@@ -50,19 +67,43 @@ class Learner:
         step_tokens: int,
         ranks: Ranks,
         look_at_base: Callable[[Any], None] | None = None,
+        *,
+        forgetting: Forgetting | None = None,
+        fisher: Mapping[str, torch.Tensor] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.strategy, self.ranks, self._settings = strategy, ranks, settings
+        self.strategy, self.ranks, self._settings, self._base = strategy, ranks, settings, base
         # An offloaded model stays in the machine's memory: FSDP2 brings each block to the GPU when it is due.
         home = torch.device("cpu") if strategy.offload else ranks.device
         model = load_model(base, torch.float32, str(home))
         if look_at_base is not None:
             look_at_base(model)
         self.network = Network(model, precision, strategy)
+        adapter_ratio = 1.0
+        if forgetting is not None:
+            keep_parts(self.network, forgetting, seed)
+            keep_in_compute_type(self.network, needs_group(strategy))
+            adapter_ratio = forgetting.lora.learning_rate_ratio if forgetting.lora is not None else 1.0
         self._module = share_out(self.network, strategy, ranks)
         self.sharing = check_sharing(self._module, strategy, ranks)
-        self.optimizer = build_optimizer(self.model, settings, step_tokens)
+        self.optimizer = build_optimizer(self.model, settings, step_tokens, adapter_ratio)
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.anchor = None if forgetting is None else self._anchor(forgetting, fisher)
+        self.reference: Reference | None = None
+        if forgetting is not None and forgetting.kl:
+            self.reference = Reference(base, forgetting.kl, precision, strategy, ranks)
         self.updates = 0
+
+    def _anchor(self, forgetting: Forgetting, fisher: Mapping[str, torch.Tensor] | None) -> Anchor | None:
+        """Keep the base's weights where something is to pull towards them; a strength of 0 is off."""
+        ewc = None if forgetting.ewc is None else forgetting.ewc.strength
+        if not ewc and not forgetting.l2_sp:
+            return None
+        parameters = dict(self.model.named_parameters())
+        if ewc:
+            assert fisher is not None, "ewc has its Fisher information"
+            check_fits(fisher, parameters)
+        return Anchor(self.optimizer, parameters, self.ranks, l2_sp=forgetting.l2_sp, ewc=ewc, fisher=fisher)
 
     @property
     def is_sharded(self) -> bool:
@@ -88,23 +129,39 @@ class Learner:
         waiting for it, when loss or gradient is not a number or the loss exceeds `limit_nats`. Returns None, nothing
         changed, when `is_cancelled` says so before the last micro-batch.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        # Cross-entropy, divergence, and the positions that have one.
+        sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        takes_part = [False] * len(micro) if self.reference is None else self.reference.takes_part(micro)
         with self._clean_gradients(), self.network.compute_weights():
             for number, rows in enumerate(micro, start=1):
                 if number > 1 and is_cancelled is not None and is_cancelled():
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
                 with without_reduction(self._module) if number < len(micro) else nullcontext():
-                    part = self._module(rows)
+                    part, found = self._forward(rows, takes_part[number - 1])
                     # DDP and FSDP2 average over the ranks; the sum is wanted.
-                    (part * (self.ranks.world / labelled_tokens)).backward()
-                total += part.detach().double()
+                    (part * (self.ranks.world / labelled_tokens)).backward()  # type: ignore[no-untyped-call]
+                sums += found
             # Offloaded gradients have theirs on the CPU.
             norm = clip(self._parameters, self._settings.clip_norm).to(self.ranks.device)
-            loss = summed(total, self.ranks) / labelled_tokens
+            total, divergence, places = summed(sums, self.ranks)
+            loss = total / labelled_tokens
             bad = (~(torch.isfinite(norm) & torch.isfinite(loss)) | (loss > limit_nats)).float()
             self._apply(rate, bad)
-        return Measured(loss, norm, bad)
+        return Measured(loss, norm, bad, None if self.reference is None else divergence / places)
+
+    def _forward(self, rows: Rows, asks_base: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a micro-batch's sum to be minimised, and its cross-entropy, divergence and positions of that: [3]."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        if self.reference is None or not asks_base:
+            part = self._module(rows)
+            sums[0] = part.detach()
+            return part, sums
+        towards = self.reference.towards(rows)
+        part = self._module(replace(rows, towards=towards))
+        sums[:2] = part[1:].detach()
+        sums[2] = len(towards.at_M)
+        return part[0], sums
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, hidden_only: bool = False) -> torch.Tensor:
@@ -126,7 +183,9 @@ class Learner:
         meter.reset()
         with self._clean_gradients(), self.network.compute_weights():
             for _ in range(passes):
-                (self._module(rows) / max(1, len(rows.ids_N))).backward()
+                asks_base = self.reference is not None and self.reference.takes_part([rows])[0]
+                part, _ = self._forward(rows, asks_base)
+                (part / max(1, len(rows.ids_N))).backward()  # type: ignore[no-untyped-call]
         peak = meter.read().peak
         self.optimizer.zero_grad(set_to_none=True)
         return peak
@@ -138,6 +197,8 @@ class Learner:
         if self.strategy.offload:
             self.optimizer.found_inf = left_out.cpu()  # type: ignore[attr-defined]
         self.optimizer.step()
+        if self.anchor is not None:
+            self.anchor.pull(left_out)
         self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -155,12 +216,16 @@ class Learner:
         self.network.loss_chunk = strategy.loss_chunk
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return this rank's part of what a checkpoint holds: weights and both moments by name, tied ones once."""
+        """Return this rank's part of what a checkpoint holds: weights and both moments by name, tied ones once.
+
+        What is not trained is the base's, and not among them.
+        """
         found: dict[str, torch.Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            found[f"weights.{name}"] = parameter.detach()
-            for moment in _MOMENTS:
-                found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            if parameter.requires_grad:
+                found[f"weights.{name}"] = parameter.detach()
+                for moment in _MOMENTS:
+                    found[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
         return found
 
     def set_updates(self, updates: int) -> None:
@@ -179,13 +244,45 @@ class Learner:
         self.set_updates(updates)
 
     def whole_weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return all weights on the CPU of the first rank, empty elsewhere; collective where they are sharded."""
-        weights = {}
+        """Return all weights on the CPU of the first rank, empty elsewhere; collective where they are sharded.
+
+        They have the base's names: adapters are merged. What is frozen is the base's own, to the bit, also where it is
+        computed with in another type.
+        """
+        weights: dict[str, torch.Tensor] = {}
+        adapters: dict[str, torch.Tensor] = {}
+        frozen = []
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                frozen.append(base_name(name))
+                continue
             tensor = whole(parameter.detach())
-            if self.ranks.is_first:
+            if self.ranks.is_first and is_adapter(name):
+                adapters[name] = tensor.to(device="cpu", dtype=torch.float32, copy=True)
+            elif self.ranks.is_first:
                 weights[name] = tensor.to(device="cpu", dtype=dtype, copy=True)
+        if frozen and self.ranks.is_first:
+            base = dict(load_model(self._base, torch.float32).named_parameters())
+            weights |= {name: base[name].detach() for name in frozen}
+            for adapter in adapters_of(self.model):
+                weights[adapter.matrix] = adapter.merged(weights[adapter.matrix], adapters)
+            weights |= {name: weights[name].to(dtype) for name in frozen}
         return weights
+
+
+def check_fits(fisher: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError when Fisher information is that of a model of other shapes."""
+    for name, parameter in parameters.items():
+        got = "nothing" if name not in fisher else str(tuple(fisher[name].shape))
+        if got != str(tuple(parameter.shape)):
+            todo = "remove the folder `fisher` of the cache, or take the base that it was made from"
+            raise UserError(
+                "the Fisher information is that of another model",
+                "training.forgetting.ewc",
+                f"{got} for {name}",
+                str(tuple(parameter.shape)),
+                todo,
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from onward.batches import Batch
+from onward.batches import NO_TARGET, Batch
 from onward.errors import UserError
 from onward.model.blocks import find_blocks, head_changes
 from onward.training.attention import ATTENTION
 from onward.training.lean import keep_less
-from onward.training.loss import summed_loss
+from onward.training.loss import Towards, summed_loss, summed_objective
 from onward.training.strategy import Strategy
 
 _LEAST_BOUNDS = 64
@@ -34,7 +34,8 @@ class Rows:
 
     ids_N, labels_N, positions_N: int64. bounds: int32, where each document piece starts (padding is a piece of its
     own), then N up to a length that is a power of two, so that shapes seldom change. longest: length of a row, which
-    no piece exceeds.
+    no piece exceeds. replayed: those rows again that hold replayed text; None: no row does. towards: what these are
+    drawn towards; None: nothing.
     """
 
     ids_N: torch.Tensor
@@ -42,6 +43,8 @@ class Rows:
     positions_N: torch.Tensor
     bounds: torch.Tensor
     longest: int
+    replayed: "Replayed | None" = None
+    towards: Towards | None = None
 
     @staticmethod
     def of(batch: Batch, pin: bool = False) -> "Rows":
@@ -61,6 +64,7 @@ class Rows:
         firsts = np.searchsorted(starts, np.arange(number + 1) * positions).tolist()
         arrays = (batch.ids_BT, batch.labels_BT, batch.positions_BT)
         flat = [torch.from_numpy(np.ascontiguousarray(array).reshape(number, -1)) for array in arrays]
+        share = rows // number
         micro = []
         for n, parts in enumerate(zip(*flat, strict=True)):
             own = starts[firsts[n] : firsts[n + 1]]
@@ -68,14 +72,61 @@ class Rows:
             np.subtract(own, n * positions, out=bounds[: len(own)], casting="unsafe")
             tensors = (*parts, torch.from_numpy(bounds))
             ids, labels, places, ends = [tensor.pin_memory() for tensor in tensors] if pin else tensors
-            micro.append(Rows(ids, labels, places, ends, length))
+            replayed = Replayed.of(batch.rows(n * share, (n + 1) * share), pin)
+            micro.append(Rows(ids, labels, places, ends, length, replayed))
         return tuple(micro)
 
     def to(self, device: torch.device) -> "Rows":
         """Return the rows on a device; copies from pinned memory do not wait."""
         tensors = (self.ids_N, self.labels_N, self.positions_N, self.bounds)
         ids, labels, positions, bounds = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Rows(ids, labels, positions, bounds, self.longest)
+        replayed = None if self.replayed is None else self.replayed.to(device)
+        return Rows(ids, labels, positions, bounds, self.longest, replayed)
+
+    def first(self) -> "Rows":
+        """Return the first row as one document: what a rank computes that has nothing of its own to compute."""
+        bounds = torch.full((_LEAST_BOUNDS,), self.longest, dtype=torch.int32, device=self.bounds.device)
+        bounds[0] = 0
+        here = slice(self.longest)
+        return Rows(self.ids_N[here], self.labels_N[here], self.positions_N[here], bounds, self.longest)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The replayed rows of a micro-batch, by themselves, and which positions of theirs have a target.
+
+    at_M: int64, those M positions counted in the micro-batch. within_M: the same ones counted in `rows`.
+    """
+
+    rows: Rows
+    at_M: torch.Tensor
+    within_M: torch.Tensor
+
+    @staticmethod
+    def of(batch: Batch, pin: bool = False) -> "Replayed | None":
+        """Take the replayed rows out of a batch; None when there are none, or no position of theirs has a target."""
+        chosen = np.flatnonzero(batch.replayed_B)
+        if not len(chosen):
+            return None
+        length = batch.ids_BT.shape[1]
+        row, place = np.nonzero(batch.labels_BT[chosen] != NO_TARGET)
+        if not len(row):
+            return None
+        alone = Batch(
+            batch.ids_BT[chosen],
+            batch.labels_BT[chosen],
+            batch.documents_BT[chosen],
+            batch.positions_BT[chosen],
+            np.zeros(len(chosen), dtype=np.bool_),
+        )
+        places = [torch.from_numpy(rows * length + place) for rows in (chosen[row], row)]
+        at, within = [each.pin_memory() for each in places] if pin else places
+        return Replayed(Rows.of(alone, pin), at, within)
+
+    def to(self, device: torch.device) -> "Replayed":
+        """Return them on a device."""
+        at, within = (each.to(device, non_blocking=True) for each in (self.at_M, self.within_M))
+        return Replayed(self.rows.to(device), at, within)
 
 
 class Network(torch.nn.Module):
@@ -122,7 +173,7 @@ class Network(torch.nn.Module):
         try:
             for module in self.model.base_model.modules():
                 for name, parameter in module._parameters.items():
-                    if parameter is not None and id(parameter) not in kept:
+                    if parameter is not None and id(parameter) not in kept and parameter.dtype != self.precision:
                         swapped.append((module, name, parameter))
                         module._parameters[name] = parameter.to(self.precision)
             yield
@@ -150,16 +201,23 @@ class Network(torch.nn.Module):
     def forward(self, rows: Rows, hidden_only: bool = False) -> torch.Tensor:
         """Return the sum over the labelled positions of their cross-entropy in nats; hidden_only: hidden states [N, D].
 
-        What wraps the network (DDP, FSDP2) sees calls of `forward` alone.
+        Of rows that are drawn towards something: what is minimised, cross-entropy and divergence, fp32[3]. What wraps
+        the network (DDP, FSDP2) sees calls of `forward` alone.
         """
         hidden = self.hidden(rows)
         if hidden_only:
             return hidden
-        if self._scale != 1.0:
-            hidden = hidden * self._scale
+        hidden = self.scaled(hidden)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        return summed_loss(hidden, head.weight, rows.labels_N, self.loss_chunk, bias, self._softcap, self._compiled)
+        settings = (self.loss_chunk, bias, self._softcap, self._compiled)
+        if rows.towards is not None:
+            return summed_objective(hidden, head.weight, rows.labels_N, *settings, rows.towards)
+        return summed_loss(hidden, head.weight, rows.labels_N, *settings)
+
+    def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return hidden states as the head is given them: some models scale their logits."""
+        return hidden * self._scale if self._scale != 1.0 else hidden
 
 
 def _check_attention(model: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from onward.recipe import Optimizer
+from onward.training.adapters import is_adapter
 
 
 def second_moment_decay(settings: Optimizer, step_tokens: int) -> float:
@@ -16,20 +17,22 @@ def second_moment_decay(settings: Optimizer, step_tokens: int) -> float:
     return settings.betas[1] if half_life is None else float(0.5 ** (step_tokens / half_life))
 
 
-def build_optimizer(model: Any, settings: Optimizer, step_tokens: int) -> torch.optim.AdamW:
-    """Return AdamW over the model's parameters, with its moments allocated.
+def build_optimizer(model: Any, settings: Optimizer, step_tokens: int, adapter_ratio: float = 1.0) -> torch.optim.AdamW:
+    """Return AdamW over the model's parameters that are trained, with its moments allocated.
 
-    Norms and biases (one dimension) are not decayed. A group's `rate_ratio` is its share of the scheduled learning
-    rate: that of input and output embeddings may differ from the rest.
+    Norms and biases (one dimension) are not decayed; adapters are, as all matrices, which draws their product to zero
+    and the model to the base. A group's `rate_ratio` is its share of the scheduled learning rate: that of input and
+    output embeddings may differ from the rest, and that of adapters is `adapter_ratio`.
     """
     embeddings = [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]
     apart = {id(parameter) for parameter in embeddings}
     ratio = (settings.embedding_learning_rate or settings.learning_rate) / settings.learning_rate
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((decay, ratio if id(parameter) in apart else 1.0), []).append(parameter)
+            share = ratio if id(parameter) in apart else adapter_ratio if is_adapter(name) else 1.0
+            groups.setdefault((decay, share), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": list_, "weight_decay": decay, "rate_ratio": share} for (decay, share), list_ in groups.items()],
         lr=settings.learning_rate,

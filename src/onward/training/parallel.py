@@ -1,7 +1,7 @@
 """How the ranks share a network: each has all of it (DDP), or a part of its state or of it all (FSDP2)."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import signature
 from typing import Any
 
@@ -46,6 +46,15 @@ def share_out(network: Network, strategy: Strategy, ranks: Ranks) -> torch.nn.Mo
     return DistributedDataParallel(network, device_ids=device_ids, **settings)
 
 
+def share_out_frozen(network: Network, strategy: Strategy, ranks: Ranks) -> None:
+    """Split a network that nothing of is trained, where the one beside it is split; else every rank has all of it.
+
+    Its blocks' weights go again after each forward pass: no backward pass is to come that needs them.
+    """
+    if needs_group(strategy):
+        _shard(network, replace(strategy, sharding="zero3"), ranks)
+
+
 def _shard(network: Network, strategy: Strategy, ranks: Ranks) -> None:
     mesh = DeviceMesh(ranks.device.type, list(range(ranks.world)))
     on_gpu = ranks.device.type == "cuda"
@@ -78,7 +87,9 @@ def check_sharing(module: torch.nn.Module, strategy: Strategy, ranks: Ranks) -> 
     else:
         assert not split, "a parameter is sharded"
         assert isinstance(module, DistributedDataParallel) == (ranks.world > 1)
-    return {**asdict(strategy), "ranks": ranks.world, "parameters": whole, "parameters_of_this_rank": held}
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    counts = {"parameters": whole, "trained_parameters": trained, "parameters_of_this_rank": held}
+    return {**asdict(strategy), "ranks": ranks.world, **counts}
 
 
 def without_reduction(module: torch.nn.Module) -> Any:

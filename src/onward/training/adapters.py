@@ -1,0 +1,102 @@
+"""Low-rank adapters (2106.09685) on the linear layers of the blocks, by peft, and how they are merged at the end.
+
+An adapted layer computes W x + (alpha / rank) B A x. B is 0 at first, so the model begins as the base.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from onward.errors import UserError
+from onward.recipe import Lora
+
+_NAME = "default"
+"""What peft calls an adapter that is given no name."""
+_WRAPPED = ".base_layer."
+"""In the name of a parameter, says that peft has put its layer around the one that has it."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one layer: matrix, the name of the base's weight; its two factors' names; its factor.
+
+    is_transposed: the layer keeps its weight as [in, out], as GPT-2's do.
+    """
+
+    matrix: str
+    down: str
+    up: str
+    factor: float
+    is_transposed: bool
+
+    def merged(self, weight: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the base's weight with the adapter added, in fp32. tensors: whole, by name, on one device."""
+        delta = tensors[self.up].float() @ tensors[self.down].float() * self.factor
+        return weight.float() + (delta.T if self.is_transposed else delta)
+
+
+def add_adapters(model: Any, blocks: Sequence[Any], lora: Lora, seed: int) -> None:
+    """Put adapters on all linear layers of `blocks`; they alone are trained, everything else of `model` is frozen.
+
+    blocks: some of the model's. seed: of the first factors; the run's own random numbers are left alone, and every rank
+    that is given the same seed makes the same adapters. Raises UserError when peft is missing or there is nothing to
+    adapt.
+    """
+    peft = _peft()
+    wanted, transposed = _linear_layers(model, blocks)
+    if not wanted:
+        got = f"{len(blocks)} blocks that are not frozen, without a linear layer"
+        raise UserError("there is nothing to put an adapter on", "training.forgetting.lora", got)
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=wanted, fan_in_fan_out=transposed, lora_dropout=0.0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
+    model.eval()  # layers that are new begin in training mode
+
+
+def adapters_of(model: Any) -> tuple[Adapter, ...]:
+    """Return the adapters of a model, in the order of its layers."""
+    found = []
+    for path, module in model.named_modules():
+        if _NAME in getattr(module, "lora_A", {}):
+            down, up = (f"{path}.{factor}.{_NAME}.weight" for factor in ("lora_A", "lora_B"))
+            is_transposed = bool(getattr(module, "fan_in_fan_out", False))
+            found.append(Adapter(f"{path}.weight", down, up, float(module.scaling[_NAME]), is_transposed))
+    return tuple(found)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is part of an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def base_name(name: str) -> str:
+    """Return what the base calls a parameter that `named_parameters` of the adapted model calls `name`."""
+    return name.replace(_WRAPPED, ".")
+
+
+def _linear_layers(model: Any, blocks: Sequence[Any]) -> tuple[list[str], bool]:
+    """Return the names of the blocks' linear layers, and whether they keep their weights transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(module) for block in blocks for module in block.modules()}
+    found = {
+        name: isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        if id(module) in inside and isinstance(module, torch.nn.Linear | Conv1D)
+    }
+    assert len(set(found.values())) <= 1, "all of a model's layers keep their weights alike"
+    return list(found), any(found.values())
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        todo = "pip install 'onward[lora]', or write training.forgetting.lora: null"
+        raise UserError("peft is not installed", "training.forgetting.lora", todo=todo) from None
+    return peft

@@ -1,0 +1,58 @@
+"""Parts of the base that are not trained: no gradient, no moments, and kept in the type that is computed in."""
+
+from typing import Any
+
+import torch
+
+from onward.errors import UserError
+from onward.recipe import Forgetting
+from onward.training.adapters import add_adapters
+from onward.training.network import Network
+
+
+def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
+    """Freeze what the recipe freezes, and put adapters where it asks for them; to be done before sharing out.
+
+    seed: of the adapters. Raises UserError for more blocks than there are, or adapters without peft.
+    """
+    number = 0
+    if forgetting.freeze is not None:
+        number = blocks_frozen(forgetting, len(network.blocks))
+        for block in network.blocks[:number]:
+            block.requires_grad_(False)
+        if forgetting.freeze.embeddings:  # a tied head is the same parameter
+            network.model.get_input_embeddings().requires_grad_(False)
+    if forgetting.lora is not None:
+        add_adapters(network.model, network.blocks[number:], forgetting.lora, seed)
+    assert any(parameter.requires_grad for parameter in network.parameters()), "something is left to train"
+
+
+def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
+    """Return how many of a model's blocks are frozen, from the input on; raises UserError for more than there are."""
+    asked = 0 if forgetting.freeze is None else forgetting.freeze.blocks
+    if asked == "all":
+        return layers
+    if asked > layers:
+        expected = f"at most {layers}, which this model has"
+        raise UserError("there are not so many blocks to freeze", "training.forgetting.freeze", f"{asked}", expected)
+    if forgetting.lora is not None and asked == layers:
+        todo = f"write fewer than {layers}, or lora: null"
+        raise UserError("no block is left to put adapters on", "training.forgetting.freeze", f"{asked}", todo=todo)
+    return asked
+
+
+@torch.no_grad()
+def keep_in_compute_type(network: Network, is_split: bool) -> None:
+    """Round what is frozen to the compute type, once: masters of more precision are for what is trained.
+
+    is_split: FSDP2 will split the network; what stands between blocks and head then computes in fp32.
+    """
+    split_apart: set[int] = set()
+    if is_split:
+        inside = {id(parameter) for block in network.blocks for parameter in block.parameters()}
+        split_apart = {id(p) for p in network.model.base_model.parameters()} - inside
+    embeddings: list[Any] = [network.model.get_input_embeddings(), network.model.get_output_embeddings()]
+    split_apart -= {id(parameter) for module in embeddings for parameter in module.parameters()}
+    for parameter in network.parameters():
+        if not parameter.requires_grad and id(parameter) not in split_apart and parameter.is_floating_point():
+            parameter.data = parameter.data.to(network.precision)
