@@ -1,0 +1,247 @@
+"""The Fisher information is the mean of squared gradients, one summand at a time, however it is computed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks_fisher import fisher
+
+from onward.artifact import MANIFEST, Folders
+from onward.corpus.store import open_corpus
+from onward.errors import UserError
+from onward.model.load import load_model
+from onward.model.source import describe
+from onward.recipe import Ewc
+from onward.training import fisher as module
+from onward.training.fisher import FACTS, WEIGHTS, SignedNetwork, estimate_fisher, find_fisher, read_fisher
+from onward.training.fisher_facts import share_of_largest
+from onward.training.launch import Place
+from onward.training.ranks import Ranks
+from onward.training.strategy import Strategy
+from synthetic import llama_config, write_corpus, write_model
+
+LENGTHS = [17, 5, 61, 9, 1, 30, 12, 2]
+"""Tokens of the documents: one is cut by the ends of rows, one has nothing to learn from."""
+LENGTH = 24
+SMALL = {"hidden_size": 16, "intermediate_size": 24}
+ALONE = Ranks(Place(), torch.device("cpu"))
+PER = pytest.mark.parametrize("per", ["token", "sequence"])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = llama_config(tie_word_embeddings=request.param, **SMALL)
+    return write_model(tmp_path_factory.mktemp("fisher") / "model", config)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus", LENGTHS, LENGTH)
+
+
+def summands(model: Path, corpus: Path, per: str) -> dict[str, torch.Tensor]:
+    """Every token's or document's own gradient, by plain PyTorch on documents by themselves: [summands, *shape]."""
+    plain, opened = load_model(model), open_corpus(corpus)
+    names, parameters = zip(*plain.named_parameters(), strict=True)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for number in range(opened.num_sequences):
+        for offset, length, ends in zip(*opened.sequence(number), strict=True):
+            tokens = torch.from_numpy(opened.read(int(offset), int(length) + (not ends)).astype(np.int64))
+            if len(tokens) < 2:
+                continue
+            logits = plain(input_ids=tokens[None, :-1]).logits[0]
+            likelihoods = logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+            those = likelihoods if per == "token" else [likelihoods.sum()]
+            found += [torch.autograd.grad(summand, parameters, retain_graph=True) for summand in those]
+    return {name: torch.stack(each).double() for name, *each in zip(names, *found, strict=True)}
+
+
+def normalised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mean = sum(tensor.sum() for tensor in tensors.values()) / sum(tensor.numel() for tensor in tensors.values())
+    return {name: tensor / mean for name, tensor in tensors.items()}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], limit: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].double() - tensor).norm() <= limit * tensor.norm(), name
+
+
+def estimated(model: Path, corpus: Path, seed: int = 7, **settings: Any) -> module.Estimate:
+    network = SignedNetwork(load_model(model), torch.float32, Strategy(loss_chunk=50))
+    return estimate_fisher(network, open_corpus(corpus), Ewc.model_validate(settings), seed, ALONE)
+
+
+@PER
+@pytest.mark.parametrize("micro", [1, 3])
+def test_exact_is_the_mean_of_squares_one_summand_at_a_time(
+    model: Path, corpus: Path, tmp_path: Path, per: str, micro: int
+) -> None:
+    brute = summands(model, corpus, per)
+    means = {name: each.square().mean(0) for name, each in brute.items()}
+    found = estimated(model, corpus, per=per, estimator="exact")
+    assert_close(found.information, means)
+    count = len(next(iter(brute.values())))
+    assert (found.tokens if per == "token" else found.sequences) == count
+    strategy = Strategy(micro_batch=micro, loss_chunk=50, checkpoint_every=1)
+    artifact = fisher(model, corpus, tmp_path, (per, "exact"), strategy, ALONE)
+    assert_close(read_fisher(artifact), normalised(means))
+
+
+@PER
+def test_it_is_not_the_square_of_a_mean(model: Path, corpus: Path, per: str) -> None:
+    brute = summands(model, corpus, per)
+    found = estimated(model, corpus, per=per, estimator="exact").information
+    total = sum(float(tensor.sum()) for tensor in found.values())
+    squared_mean = sum(float(each.mean(0).square().sum()) for each in brute.values())
+    assert total > 2 * squared_mean
+
+
+@PER
+def test_signs_are_right_in_the_mean(tmp_path: Path, per: str) -> None:
+    model = write_model(tmp_path / "model", llama_config(**SMALL, num_hidden_layers=1))
+    corpus = open_corpus(write_corpus(tmp_path / "corpus", [9, 8, 7, 6], 15))
+    network = SignedNetwork(load_model(model), torch.float32, Strategy())
+
+    def flat(seed: int, **settings: str) -> torch.Tensor:
+        found = estimate_fisher(network, corpus, Ewc.model_validate(settings), seed, ALONE)
+        return torch.cat([each.flatten() for each in found.information.values()])
+
+    exact = flat(0, per=per, estimator="exact")
+    other = flat(0, per="sequence" if per == "token" else "token", estimator="exact")
+    drawn = torch.stack([flat(seed, per=per) for seed in range(200)])
+    error = drawn.std(0) / len(drawn) ** 0.5
+    seen = error > 1e-3 * exact
+    deviations = ((drawn.mean(0) - exact) / error)[seen]
+    assert deviations.abs().max() < 6
+    assert 0.5 < deviations.square().mean() < 2
+    total, deviation = drawn.sum(1).mean(), drawn.sum(1).std() / len(drawn) ** 0.5
+    assert abs(total - exact.sum()) < 3 * deviation
+    assert abs(other.sum() - exact.sum()) > 10 * deviation, "the test could not tell one kind from the other"
+
+
+def test_signs_are_of_seed_and_row(model: Path, corpus: Path, tmp_path: Path) -> None:
+    artifacts = [
+        fisher(
+            model, corpus, tmp_path / str(micro), ("token", "signs"), Strategy(micro_batch=micro, loss_chunk=50), ALONE
+        )
+        for micro in (1, 3)
+    ]
+    one, other = map(read_fisher, artifacts)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    again = estimated(model, corpus, seed=8).information
+    assert not torch.allclose(again["model.norm.weight"], estimated(model, corpus).information["model.norm.weight"])
+
+
+def test_an_artifact_is_normalised_and_tells_what_it_is_of(model: Path, corpus: Path, tmp_path: Path) -> None:
+    artifact = fisher(model, corpus, tmp_path, ("token", "exact"), Strategy(loss_chunk=50), ALONE)
+    tensors, plain = read_fisher(artifact), load_model(model)
+    assert {name: each.shape for name, each in tensors.items()} == {n: p.shape for n, p in plain.named_parameters()}
+    assert ("lm_head.weight" in tensors) != plain.config.tie_word_embeddings
+    everything = torch.cat([each.flatten() for each in tensors.values()]).double()
+    assert {each.dtype for each in tensors.values()} == {torch.float32}
+    assert float(everything.mean()) == pytest.approx(1, rel=1e-6)
+    facts = json.loads((artifact / FACTS).read_text())
+    expected = estimated(model, corpus, estimator="exact")
+    mean = sum(float(each.sum()) for each in expected.information.values()) / len(everything)
+    assert (facts["tokens"], facts["sequences"]) == (expected.tokens, expected.sequences)
+    assert (facts["per"], facts["estimator"], facts["mean"]) == ("token", "exact", pytest.approx(mean))
+    largest = everything.sort(descending=True).values[: round(len(everything) * 0.01)].sum() / everything.sum()
+    assert facts["all"]["share_of_largest"] == pytest.approx(float(largest), rel=0.01)
+    weights = {kind: held["weights"] for kind, held in facts["kinds"].items()}
+    head = 257 * 16
+    assert weights == {
+        "embeddings": head if plain.config.tie_word_embeddings else 2 * head,
+        "attention": 2 * (2 * 16 * 16 + 2 * 16 * 8),
+        "mlp": 2 * 3 * 16 * 24,
+        "norms": 5 * 16,
+    }
+    assert sum(held["share"] for held in facts["kinds"].values()) == pytest.approx(1)
+    norms = torch.cat([each for name, each in tensors.items() if "norm" in name])
+    assert facts["kinds"]["norms"]["mean"] == pytest.approx(float(norms.mean()), rel=1e-5)
+
+
+def test_it_is_estimated_once(model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place: dict[str, Any] = {"seed": 7, "strategy": Strategy(), "ranks": ALONE}
+    first = find_fisher(describe(model), corpus, tmp_path, Ewc(), **place)
+    assert first.parent == tmp_path / "fisher"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_estimated", lambda *_: pytest.fail("it is there already"))
+        # The strength is how much is made of it, and a strategy how the model fits.
+        weaker = Ewc(strength=0.1, text="self")
+        assert find_fisher(describe(model), corpus, tmp_path, weaker, 7, Strategy(micro_batch=3), ALONE) == first
+    others = [Ewc(per="sequence"), Ewc(estimator="exact"), Ewc(tokens=48)]
+    made = {find_fisher(describe(model), corpus, tmp_path, ewc, **place) for ewc in others}
+    made.add(find_fisher(describe(model), corpus, tmp_path, Ewc(), **(place | {"seed": 8})))
+    assert len(made - {first}) == 4
+
+
+def test_one_made_from_something_else_is_refused(model: Path, corpus: Path, tmp_path: Path) -> None:
+    first = fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE)
+    other = fisher(model, corpus, tmp_path, ("sequence", "signs"), Strategy(), ALONE)
+    manifest = (other / MANIFEST).read_text()
+    (first / MANIFEST).write_text(manifest)
+    with pytest.raises(UserError, match="made from something else") as caught:
+        fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE)
+    assert "per: was 'sequence', is 'token'" in str(caught.value.got)
+
+
+def test_a_damaged_one_is_made_anew(model: Path, corpus: Path, tmp_path: Path) -> None:
+    artifact = fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE)
+    before = read_fisher(artifact)["model.norm.weight"].clone()
+    content = bytearray((artifact / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (artifact / WEIGHTS).write_bytes(content)
+    assert fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE) == artifact
+    assert torch.equal(read_fisher(artifact)["model.norm.weight"], before)
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int | None, str]] = []
+        self.done: list[int] = []
+
+    def begin(self, title: str, total: int | None, unit: str) -> None:
+        self.begun.append((title, total, unit))
+
+    def advance(self, done: int, facts: str = "") -> None:
+        self.done.append(done)
+
+    def note(self, text: str) -> None: ...
+
+
+def test_so_many_tokens_are_read_and_a_short_text_once(model: Path, corpus: Path) -> None:
+    network, told = SignedNetwork(load_model(model), torch.float32, Strategy()), Told()
+    part = estimate_fisher(network, open_corpus(corpus), Ewc(tokens=40), 7, ALONE, told)
+    assert part.rows == 2
+    assert told.begun == [("estimating the Fisher information", 48, "tokens")]
+    assert told.done == [24, 48]
+    everything = estimated(model, corpus)
+    assert everything.rows == open_corpus(corpus).num_sequences
+    assert part.tokens < everything.tokens == sum(LENGTHS) - len(LENGTHS)
+
+
+def test_a_text_without_anything_to_learn_is_refused(model: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", [1] * 30, LENGTH)
+    with pytest.raises(UserError, match="no document of two tokens"):
+        estimated(model, corpus)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0], ids=["equal", "wide", "very-wide"])
+def test_what_the_largest_hold_is_that_of_a_sorted_list(spread: float) -> None:
+    values = torch.from_numpy(np.exp(spread * np.random.default_rng(0).standard_normal(30_000))).float()
+    values[::3] = 0
+    largest = values.sort(descending=True).values[:300].sum() / values.sum()
+    assert share_of_largest([values[:70], values[70:]]) == pytest.approx(float(largest), rel=2e-3)
+
+
+def test_folders_hold_it_in_the_cache(tmp_path: Path, model: Path, corpus: Path) -> None:
+    folders = Folders(tmp_path / "cache", tmp_path / "runs")
+    artifact = find_fisher(describe(model), corpus, folders.cache, Ewc(tokens=24), 0, Strategy(), ALONE)
+    assert {path.name for path in artifact.iterdir()} == {MANIFEST, WEIGHTS, FACTS}
+    assert json.loads((artifact / MANIFEST).read_text())["made_from"]["text"] == corpus.name
