@@ -104,16 +104,19 @@ def export_model(
 
     base: folder of the base model, whose tokenizer is written as tokenizer.json beside the weights.
     dtype: of the written weights; None keeps the model's. weights: parameters by name that are written instead of the
-    model's own, which may be sharded or have moved on since.
+    model's own, which may be sharded or have moved on since. Where `model` has adapters of peft, these must be all, by
+    the base's names and merged.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     # Parameters are listed once; a tied head, whatever its name, is the embedding again and is not written.
     kept = dict(model.named_parameters()) | dict(model.named_buffers()) | dict(weights or {})
+    # peft puts a layer of its own around an adapted one, and two factors beside it.
+    names = [name.replace(".base_layer.", ".") for name in model.state_dict() if ".lora_" not in name]
     state = {
         name: kept[name].detach().to(device="cpu", dtype=dtype or kept[name].dtype).contiguous()
-        for name in model.state_dict()
+        for name in names
         if name in kept
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

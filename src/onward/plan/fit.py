@@ -55,6 +55,7 @@ def _hopeless(
                 kind=hardware.kind,
                 precision=precision,
                 micro_batches=-(-rows // strategy.micro_batch),
+                forgetting=training.forgetting,
             ),
         )
         for strategy in candidates(training, shape, kind=hardware.kind, world=hardware.count, rows_per_rank=rows)

@@ -152,7 +152,7 @@ def choose(
             use = predict(
                 shape, strategy, sequence_tokens=settings.sequence_tokens, world=world, kind=hardware.kind,
                 precision=precision, micro_batches=-(-rows_per_rank // strategy.micro_batch),
-                baseline_bytes=baseline_bytes,
+                baseline_bytes=baseline_bytes, forgetting=settings.forgetting,
             )  # fmt: skip
             use = corrected(use, factor)
             found.append(

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from onward.errors import UserError
 from onward.recipe import Forgetting
 from onward.training.adapters import add_adapters
 from onward.training.network import Network
+from onward.training.remedies import blocks_frozen
 
 
 def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
@@ -25,20 +25,6 @@ def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
     if forgetting.lora is not None:
         add_adapters(network.model, network.blocks[number:], forgetting.lora, seed)
     assert any(parameter.requires_grad for parameter in network.parameters()), "something is left to train"
-
-
-def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
-    """Return how many of a model's blocks are frozen, from the input on; raises UserError for more than there are."""
-    asked = 0 if forgetting.freeze is None else forgetting.freeze.blocks
-    if asked == "all":
-        return layers
-    if asked > layers:
-        expected = f"at most {layers}, which this model has"
-        raise UserError("there are not so many blocks to freeze", "training.forgetting.freeze", f"{asked}", expected)
-    if forgetting.lora is not None and asked == layers:
-        todo = f"write fewer than {layers}, or lora: null"
-        raise UserError("no block is left to put adapters on", "training.forgetting.freeze", f"{asked}", todo=todo)
-    return asked
 
 
 @torch.no_grad()

@@ -106,6 +106,11 @@ class Learner:
         return Anchor(self.optimizer, parameters, self.ranks, l2_sp=forgetting.l2_sp, ewc=ewc, fisher=fisher)
 
     @property
+    def exported_parameters(self) -> int:
+        """How many weights `whole_weights` gives: those of adapters are merged."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if not is_adapter(name))
+
+    @property
     def is_sharded(self) -> bool:
         """Whether FSDP2 splits or offloads the state; an interrupted pass leaves such a model half gathered."""
         return is_sharded(self._module)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _REMEMBERED_ROWS = 4096
 """Rows of the record that a diagnosis looks back on."""
 _COLLECT_STEPS = 100
 """Every so many steps Python's garbage is collected; in between it would stop one rank while the others wait."""
+_DISTANCE_STEPS = 10
+"""How far the weights have gone from the base is measured every so many steps: it reads all of them twice."""
 _GPU_CADENCE, _CPU_CADENCE = 10, 1
 """A GPU is asked for its losses every so many steps; asking waits for it. A CPU has them at once."""
 
@@ -40,6 +43,14 @@ class _Pending:
 
     row: dict[str, Any]
     measured: Measured
+    distance: torch.Tensor | None = None
+
+    def figures(self) -> list[torch.Tensor]:
+        """Loss, gradient norm, whether the update was left out, divergence and distance from the base, in fp64."""
+        measured = self.measured
+        missing = torch.full_like(measured.loss_nats, float("nan"))
+        found = [measured.loss_nats, measured.gradient_norm, measured.left_out, measured.kl_nats, self.distance]
+        return [missing if figure is None else figure.double() for figure in found]
 
 
 class _Stopped(Exception):
@@ -167,7 +178,10 @@ class Loop:
             "batch": step.digest,
             "model_flops": training_flops(session.shape, step.tokens, step.causal_pairs),
         }
-        self.pending.append(_Pending(row, measured))
+        anchor, distance = session.learner.anchor, None
+        if anchor is not None and step.step % _DISTANCE_STEPS == _DISTANCE_STEPS - 1:
+            distance = anchor.distance()
+        self.pending.append(_Pending(row, measured, distance))
         return True
 
     def _read(self) -> Step | None:
@@ -201,9 +215,7 @@ class Loop:
         if not self.pending:
             return
         taken, self.pending = self.pending, []
-        measured = torch.stack([torch.stack([m.loss_nats, m.gradient_norm.double(), m.left_out.double()]) for m in
-                                (p.measured for p in taken)])  # fmt: skip
-        values = measured.tolist()
+        values = torch.stack([torch.stack(pending.figures()) for pending in taken]).tolist()
         digests = self._digests([p.row["batch"] for p in taken])
         now = time.monotonic()
         seconds, self.flushed_at = (now - self.flushed_at) / len(taken), now
@@ -212,10 +224,15 @@ class Loop:
         memory = {
             "memory_bytes": reading.peak, "allocated_bytes": reading.allocated, "reserved_bytes": reading.reserved
         }  # fmt: skip
-        self.session.learner.updates -= sum(bool(left_out) for *_, left_out in values)
-        for pending, digest, (loss, norm, left_out) in zip(taken, digests, values, strict=True):
+        self.session.learner.updates -= sum(bool(left_out) for _, _, left_out, *_ in values)
+        for pending, digest, (loss, norm, left_out, divergence, distance) in zip(taken, digests, values, strict=True):
             row = pending.row | {"batch": f"{digest:016x}", "loss_nats": loss, "gradient_norm": norm}
             row["applied"] = not left_out
+            # Not a number: the step has no replayed token, or the distance was not measured after it.
+            if self.session.learner.reference is not None:
+                row["kl_nats"] = None if isnan(divergence) else divergence
+            if self.session.learner.anchor is not None:
+                row["distance_from_base"] = None if isnan(distance) else distance
             self._note(row, seconds, memory)
             finding = self.session.guard.observe(row["step"], loss, norm, not left_out)
             if finding is not None:

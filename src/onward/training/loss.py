@@ -151,6 +151,7 @@ def _sum_divergences(
     bias = None if towards.bias_V is None else towards.bias_V.to(computed)
     base = _Head(towards.head_VD.to(computed), bias, head.softcap)
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    chunk = max(1, chunk // 2)  # two sets of logits at a time: no more memory than the losses take
     for start in range(0, len(towards.at_M), chunk):
         at = towards.at_M[start : start + chunk]
         hidden = hidden_ND[at]
@@ -170,16 +171,15 @@ def _divergences(
     logits_MV: torch.Tensor, base_logits_MV: torch.Tensor, softcap: float | None, needs_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the sum over positions of KL(base || model) in nats and d KL / d logits = p - p_base, both fp32."""
-    wide, base = logits_MV.float(), base_logits_MV.float()
     slope = None
     if softcap is not None:
-        curved = torch.tanh(wide / softcap)
-        wide, slope = curved * softcap, 1 - curved**2
-        base = softcap * torch.tanh(base / softcap)
-    log_p = torch.log_softmax(wide, dim=-1)
-    log_base = torch.log_softmax(base, dim=-1)
+        curved = torch.tanh(logits_MV.float() / softcap)
+        logits_MV, slope = curved * softcap, 1 - curved**2
+        base_logits_MV = softcap * torch.tanh(base_logits_MV.float() / softcap)
+    log_p = torch.log_softmax(logits_MV, dim=-1, dtype=torch.float32)
+    log_base = torch.log_softmax(base_logits_MV, dim=-1, dtype=torch.float32)
     probabilities = log_base.exp()
-    divergence = (probabilities * (log_base - log_p)).sum()
+    divergence = log_base.sub_(log_p).mul_(probabilities).sum()
     if not needs_gradient:
         return divergence, None
     gradient = log_p.exp_().sub_(probabilities)

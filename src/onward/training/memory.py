@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 
 from onward.model.shape import ModelShape
+from onward.recipe import Forgetting
 from onward.training.hardware import Kind, Precision
+from onward.training.remedies import Parts, parts_of
 from onward.training.strategy import Strategy
 
 _PROCESS = Path("/proc/self")
@@ -32,11 +34,12 @@ _GATHERED_BLOCKS = 2
 class MemoryUse:
     """What one rank holds at the peak of a training step, in bytes.
 
-    weights: fp32 masters. cast: bf16 copies of the blocks' weights. gradients: fp32, with those still in bf16 on their
-    way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the
+    weights: fp32 masters, and frozen ones in the compute type. cast: bf16 copies of the blocks' weights. gradients:
+    fp32, with those still in bf16 on their way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the
     loss's chunk, with the gradients it forms. communication: gathered weights and buffers of reductions. baseline: the
-    process before there is a model. heap: holes between tensors and compiled kernels, on a CPU. host: what offloading
-    holds in the machine's memory instead; not part of the total.
+    process before there is a model. heap: holes between tensors and compiled kernels, on a CPU. remedies: copies of the
+    base that weights or outputs are drawn towards, and Fisher information. host: what offloading holds in the machine's
+    memory instead; not part of the total.
     """
 
     weights: int
@@ -48,6 +51,7 @@ class MemoryUse:
     communication: int
     baseline: int
     heap: int = 0
+    remedies: int = 0
     host: int = 0
 
     @property
@@ -66,26 +70,29 @@ def predict(
     precision: Precision,
     micro_batches: int = 2,
     baseline_bytes: int | None = None,
+    forgetting: Forgetting | None = None,
 ) -> MemoryUse:
     """Return the memory of one rank at the peak of a training step.
 
     sequence_tokens: length of a row. world: ranks. micro_batches: per step; from two on the gradients of those before
     are there while activations are at their most. baseline_bytes: what the process holds before it loads the model;
-    None: the constant of this kind of device.
+    None: the constant of this kind of device. forgetting: what is frozen, or kept of the base; None: nothing. Raises
+    UserError when more blocks are to be frozen than there are.
 
     The step peaks in the loss of its last micro-batch, with all activations there, or at the end of the backward pass,
     with all gradients, or in the optimizer: the largest of the three is returned.
     """
-    held = _state(shape, strategy, world, kind, precision, micro_batches, baseline_bytes)
+    parts = parts_of(shape, forgetting)
+    held = _state(shape, parts, strategy, world, kind, precision, micro_batches, baseline_bytes)
     positions = strategy.micro_batch * sequence_tokens
     width = 2 if precision == "bf16" else _FP32
     in_loss = replace(
         held,
         gradients=held.gradients if micro_batches > 1 else 0,
-        activations=_activations(shape, strategy, positions, width, kind),
-        logits=_loss_bytes(shape, min(strategy.loss_chunk, positions), positions, width),
+        activations=_activations(shape, parts, strategy, positions, width, kind),
+        logits=_loss_bytes(shape, parts, min(strategy.loss_chunk, positions), positions, width),
     )
-    backward_done = replace(held, gradients=_last_gradients(shape, strategy, held, micro_batches))
+    backward_done = replace(held, gradients=_last_gradients(shape, parts, strategy, held, micro_batches))
     moments = (in_loss, backward_done, replace(held, cast=0))
     peak = max(moments, key=lambda use: use.total)
     return peak if kind == "cuda" else _in_heap(peak, strategy, precision)
@@ -93,6 +100,7 @@ def predict(
 
 def _state(
     shape: ModelShape,
+    parts: Parts,
     strategy: Strategy,
     world: int,
     kind: Kind,
@@ -101,10 +109,13 @@ def _state(
     baseline_bytes: int | None,
 ) -> MemoryUse:
     """What is there all through the step: weights, moments, gradients, casts, and what sharing needs."""
-    whole = shape.parameters * _FP32
+    whole = parts.trained * _FP32
     is_split = strategy.sharding != "none" or strategy.offload
-    share = -(-whole // world) if is_split else whole
+    by = world if is_split else 1
     width = 2 if precision == "bf16" else _FP32
+    share, frozen = -(-whole // by), -(-parts.frozen * width // by)
+    reference = -(-shape.parameters * width // by) if parts.has_reference else 0
+    copies = parts.base_copies * share + reference
     communication = 0
     if is_split:
         # Blocks are gathered in the compute precision, embeddings and head in fp32 for the whole step; a block's
@@ -113,41 +124,48 @@ def _state(
         gathers_all = strategy.sharding == "zero2" and not strategy.offload
         blocks = shape.layers if gathers_all else min(_GATHERED_BLOCKS, shape.layers)
         communication = blocks * block * width + _GATHERED_BLOCKS * block * _FP32 + shape.embedding_parameters * _FP32
+        if parts.has_reference:  # its blocks are gathered one after the other, its embeddings stay
+            communication += _GATHERED_BLOCKS * block * width + shape.embedding_parameters * width
     elif world > 1 and micro_batches > 1:
         communication = whole  # DDP's buckets, while the gradients of earlier micro-batches stand beside them
     is_away = strategy.offload and kind == "cuda"
     return MemoryUse(
-        weights=0 if is_away else share,
-        cast=0 if is_split or precision == "fp32" else 2 * shape.block_parameters,
+        weights=0 if is_away else share + frozen,
+        cast=0 if is_split or precision == "fp32" else 2 * parts.trained_inside,
         gradients=0 if is_away else share,
         optimizer=0 if is_away else 2 * share,
         activations=0,
         logits=0,
         communication=communication,
         baseline=_BASELINE[kind] if baseline_bytes is None else baseline_bytes,
-        host=4 * share if is_away else 0,
+        remedies=0 if is_away else copies,
+        host=4 * share + frozen + copies if is_away else 0,
     )
 
 
-def _last_gradients(shape: ModelShape, strategy: Strategy, held: MemoryUse, micro_batches: int) -> int:
+def _last_gradients(shape: ModelShape, parts: Parts, strategy: Strategy, held: MemoryUse, micro_batches: int) -> int:
     """Gradients at the end of a backward pass.
 
     Those of cast weights wait in bf16, since autograd runs the casts, the oldest nodes, last; a tied embedding's come
     from the loss and from the look-up, both in fp32.
     """
-    embedding = shape.vocabulary * shape.hidden * _FP32
-    waiting = 2 * shape.block_parameters if held.cast else 0
+    embedding = shape.vocabulary * shape.hidden * _FP32 if parts.trains_head else 0
+    waiting = 2 * parts.trained_inside if held.cast else 0
     if micro_batches > 1 or strategy.sharding != "none":
         return held.gradients + waiting + 2 * embedding
     return max(held.gradients + (embedding if shape.tied else 0), waiting + 2 * embedding)
 
 
-def _activations(shape: ModelShape, strategy: Strategy, positions: int, width: int, kind: Kind) -> int:
-    """What the forward pass leaves: whole blocks or, where they are recomputed, their inputs and one block at work."""
+def _activations(shape: ModelShape, parts: Parts, strategy: Strategy, positions: int, width: int, kind: Kind) -> int:
+    """What the forward pass leaves: whole blocks or, where they are recomputed, their inputs and one block at work.
+
+    Blocks that no gradient reaches leave nothing.
+    """
     block = _saved_per_position(shape, width, kind, strategy.compiled)
-    recomputed = shape.layers // strategy.checkpoint_every if strategy.checkpoint_every else 0
+    layers = shape.layers - parts.passive_blocks
+    recomputed = layers // strategy.checkpoint_every if strategy.checkpoint_every else 0
     # The input of the first block is the embeddings, which nobody else keeps.
-    per_position = (shape.layers - recomputed) * block + recomputed * width * shape.hidden
+    per_position = (layers - recomputed) * block + recomputed * width * shape.hidden
     per_position += block if recomputed else 0
     per_position += (_FP32 + 2 * width) * shape.hidden + 2 * width * shape.head_dim
     return positions * per_position
@@ -182,13 +200,13 @@ def _saved_per_position(shape: ModelShape, width: int, kind: Kind, compiled: boo
     return norms + width * (in_attention + in_mlp) + _FP32 * shape.heads
 
 
-def _loss_bytes(shape: ModelShape, chunk: int, positions: int, width: int) -> int:
+def _loss_bytes(shape: ModelShape, parts: Parts, chunk: int, positions: int, width: int) -> int:
     """The loss at its peak: fp32 probabilities and two chunks of logits (in bf16 a third, in the order that the product
     wants), fp32 gradient of the head, and in bf16 a cast of the head and the product that is added to its gradient; the
-    gradient of the hidden states.
+    gradient of the hidden states. Divergences from the base take two logits and three numbers in fp32, of half a chunk.
     """
     logits = chunk * shape.vocabulary * (_FP32 + (3 if width == 2 else 2) * width)
-    head = shape.vocabulary * shape.hidden * (_FP32 + (4 if width == 2 else 0))
+    head = shape.vocabulary * shape.hidden * (_FP32 + (4 if width == 2 else 0)) if parts.trains_head else 0
     return logits + head + positions * shape.hidden * width
 
 

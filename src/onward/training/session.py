@@ -23,6 +23,7 @@ from onward.progress import Progress
 from onward.recipe import Training
 from onward.training.checkpoint import Checkpoints, Snapshot
 from onward.training.checks import check_start, loss_of_documents
+from onward.training.fisher import find_fisher, read_fisher
 from onward.training.fitting import Choice, budget, choose, free_memory_bytes, remember, remembered, smaller
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
@@ -68,6 +69,7 @@ class Session:
     ) -> None:
         self.training, self.base, self.run_folder = training, base, run_folder
         self.ranks, self.progress, self.corpora, self.cache = ranks, progress, corpora, cache
+        self.seed = seed
         self.plan = plan_batches(training, seed)
         torch.manual_seed(seed)
         self.tokenizer = read_tokenizer(base.folder)
@@ -89,6 +91,7 @@ class Session:
         self.step = 0
         self.base_loss_nats: float | None = None
         _ = self.peak_flops  # measured, where it has to be, while memory is free
+        self._fisher = self._find_fisher()
         self.learner = self._learner(look=self._begins_at_base(first_end))
         self._first_end = first_end
         self.restored_before(first_end)
@@ -172,6 +175,19 @@ class Session:
             self.plan.step_tokens,
             self.ranks,
             look_at_base if look else None,
+            forgetting=self.training.forgetting,
+            fisher=None if self._fisher is None else read_fisher(self._fisher),
+            seed=self.seed,
+        )
+
+    def _find_fisher(self) -> Path | None:
+        """Return the Fisher information that `ewc` weighs with, made now where it is missing; None without `ewc`."""
+        ewc = self.training.forgetting.ewc
+        if ewc is None or not ewc.strength:
+            return None
+        cache = self.run_folder if self.cache is None else self.cache
+        return find_fisher(
+            self.base, self.corpora[ewc.text], cache, ewc, self.seed, self.strategy, self.ranks, self.progress
         )
 
     @property
@@ -277,8 +293,7 @@ class Session:
 
     def _model_bytes(self) -> int:
         """How large the weights are that `_export` writes, those of all ranks together."""
-        parameters: int = sum(parameter.numel() for parameter in self.learner.model.parameters())
-        return parameters * stored_dtype(self.base).itemsize
+        return self.learner.exported_parameters * stored_dtype(self.base).itemsize
 
     def retreat(self, full: str, record: Record | None) -> None:
         """Go on with less memory after an error that said it was `full`.

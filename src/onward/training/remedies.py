@@ -1,0 +1,79 @@
+"""What the remedies against forgetting change about what a step holds, counted from shape and recipe alone."""
+
+from dataclasses import dataclass
+
+from onward.errors import UserError
+from onward.model.shape import ModelShape
+from onward.recipe import Forgetting
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters by what becomes of them in training.
+
+    trained: with gradients and moments, adapters included; trained_inside: those of them that are no embedding.
+    frozen: as the base has them. trains_head: whether the output embeddings are trained. passive_blocks: blocks at the
+    bottom that no gradient reaches. base_copies: how often the base's trained weights are kept in fp32, the Fisher
+    information counted as one. has_reference: the base is computed beside the model.
+    """
+
+    trained: int
+    trained_inside: int
+    frozen: int
+    trains_head: bool
+    passive_blocks: int
+    base_copies: int
+    has_reference: bool
+
+
+def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
+    """Count the parameters of a model by what the recipe does to them; None: all are trained.
+
+    Raises UserError when more blocks are to be frozen than there are.
+    """
+    if forgetting is None:
+        return Parts(shape.parameters, shape.block_parameters, 0, True, 0, 0, False)
+    blocks = blocks_frozen(forgetting, shape.layers)
+    keeps_embeddings = forgetting.freeze is not None and forgetting.freeze.embeddings
+    is_pulled = bool(forgetting.l2_sp) or (forgetting.ewc is not None and forgetting.ewc.strength > 0)
+    copies = int(is_pulled) + int(forgetting.ewc is not None and forgetting.ewc.strength > 0)
+    has_reference = bool(forgetting.kl)
+    if forgetting.lora is not None:
+        adapters = (shape.layers - blocks) * forgetting.lora.rank * _ends_of_matrices(shape)
+        return Parts(adapters, adapters, shape.parameters, False, blocks, 0, has_reference)
+    inside = shape.block_parameters - blocks * (shape.block_parameters // shape.layers)
+    kept = shape.vocabulary * shape.hidden if keeps_embeddings else 0
+    trained = inside + shape.embedding_parameters - kept
+    return Parts(
+        trained,
+        inside,
+        shape.parameters - trained,
+        trains_head=not (keeps_embeddings and shape.tied),
+        passive_blocks=blocks if keeps_embeddings else 0,
+        base_copies=copies,
+        has_reference=has_reference,
+    )
+
+
+def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
+    """Return how many of a model's blocks are frozen, from the input on; raises UserError for more than there are."""
+    asked = 0 if forgetting.freeze is None else forgetting.freeze.blocks
+    if asked == "all":
+        return layers
+    if asked > layers:
+        expected = f"at most {layers}, which this model has"
+        raise UserError("there are not so many blocks to freeze", "training.forgetting.freeze", f"{asked}", expected)
+    if forgetting.lora is not None and asked == layers:
+        todo = f"write fewer than {layers}, or lora: null"
+        raise UserError("no block is left to put adapters on", "training.forgetting.freeze", f"{asked}", todo=todo)
+    return asked
+
+
+def _ends_of_matrices(shape: ModelShape) -> int:
+    """Inputs and outputs of a block's linear layers, added up: what a rank of an adapter costs in parameters."""
+    hidden, inner = shape.hidden, shape.intermediate
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    mlp = (3 if shape.gated else 2) * (hidden + inner)
+    if shape.model_type in ("gpt_neox", "gpt2"):  # one matrix for q, k and v
+        return hidden + 3 * queries + queries + hidden + mlp
+    return 2 * (hidden + queries) + 2 * (hidden + keys) + mlp
