@@ -117,6 +117,47 @@ def test_compare_scores_what_is_not_scored_and_stores_the_table(invoke: Invoke, 
     assert times == {path: path.stat().st_mtime_ns for path in Path("scores").glob("*/results.json")}
 
 
+def test_models_beside_scores_are_scored_on_the_same(invoke: Invoke, made: Path, shared_data: Path) -> None:
+    base = ("--tasks", "copa", "--data", shared_data / "bench", "--limit", 6)
+    other_model = made / "checkpoints/tokens-000001000"
+    text = ("--text", made / "stories.jsonl", "--text-tokens", 900)
+    assert invoke("evaluate", made / "first", *base, *text, "--out", "base").exit_code == 0
+    result = invoke("compare", "base/first", other_model)
+    assert result.exit_code == 0, result.output
+    said = (
+        f"as the scores in base/first: tasks copa; 6 items of each task; data {shared_data / 'bench'}; text stories\n"
+    )
+    assert said in result.stderr
+    scores = read_scores(Path("scores/tokens-000001000"))
+    assert [(task.task, task.items) for task in scores.tasks] == [("copa", 6)]
+    assert scores.held_out[0].documents == read_scores(Path("base/first")).held_out[0].documents < 20
+    other = invoke("compare", "base/first", other_model, "--limit", 5, "--text", made / "note.txt")
+    assert other.exit_code == 2
+    assert "as the scores in base/first: tasks copa; data" in other.stderr
+    assert "not scored on the same items" in other.stderr
+    (changed,) = Path("scores").glob("tokens-000001000-*")
+    assert [text.corpus for text in read_scores(changed).held_out] == ["note"]
+    facts = json.loads(Path("base/first/scored_on.json").read_text())
+    Path("base/first/scored_on.json").write_text(json.dumps(facts | {"held_out": {"stories": "/gone"}}))
+    gone = invoke("compare", "base/first", other_model)
+    assert gone.exit_code == 2
+    assert "not there any more" in gone.stderr
+    Path("base/first/scored_on.json").write_text("{}")
+    assert "scored_on.json" in invoke("compare", "base/first", other_model).stderr
+    Path("base/first/scored_on.json").unlink()  # of an earlier version: as if nothing were known
+    whole = invoke("compare", "base/first", other_model, *base, *text)
+    assert whole.exit_code == 0, whole.output
+    assert "as the scores" not in whole.stderr
+
+
+def test_every_line_names_its_model_where_there_are_several(invoke: Invoke, made: Path) -> None:
+    options = ("--tasks", "none", "--text", made / "note.txt", "--out", "named")
+    assert "scoring held-out" in invoke("evaluate", made / "first", *options).stderr
+    result = invoke("evaluate", "onward/tiny", made / "checkpoints/tokens-000001000", *options)
+    lines = [line.split(" note text")[0] for line in result.stderr.splitlines() if "scoring" in line]
+    assert lines == ["tiny: scoring held-out", "tokens-000001000: scoring held-out"]
+
+
 def test_seeds_are_pooled_beside_their_own_tables(invoke: Invoke, made: Path) -> None:
     write_model(made / "third", seed=3)
     seeds = (made / "checkpoints/tokens-000001000", made / "third")
@@ -158,10 +199,24 @@ def test_models_are_compared_in_one_precision(invoke: Invoke, made: Path) -> Non
         (("evaluate", "quickstart", "mine.yaml"), "a recipe is scored alone"),
         (("evaluate", "quickstart", "--limit", "3"), "the recipe itself says what is scored"),
         (("evaluate", "onward/tiny", "--set", "seed=1"), "these options are for a recipe"),
-        (("evaluate", "onward/tiny", "onward/tiny", "--tasks", "none"), "named twice"),
+        (("evaluate", "onward/tiny", "./onward/tiny", "--tasks", "none"), "onward/tiny, ./onward/tiny"),
         (("evaluate", "onward/tiny", "--tasks", "none"), "there is nothing to score"),
         (("evaluate", "onward/tiny", "--text", "missing.txt"), "there is no such file"),
-        (("evaluate", "onward/tiny", "--text-tokens", "many"), "not a number of tokens"),
+        (("evaluate", "onward/tiny", "--text-tokens", "many"), "  expected  a quantity such as"),
+        (("evaluate", "onward/tiny", "--tasks", "piqa", "--data", "none"), "  where     --data\n"),
+        (("evaluate", "onward/tiny", "--tasks", "piqa", "--data", "none"), "or leave --data out for the Hub's"),
+        (("evaluate", "onward/tiny", "--tasks", "piqo,arc_esy", "--data", "."), "2 of the tasks cannot be scored"),
+        (("evaluate", "onward/tiny", "--tasks", "piqo,arc_esy", "--data", "."), "    where     --tasks\n"),
+        (
+            ("evaluate", "onward/tiny", "--tasks", "sciq", "--data", "."),
+            "leave --data out to take its data from the Hub",
+        ),
+        (("evaluate", "onward/tiny", "--out", "run/recipe.yaml"), "the folder of the scores cannot be made"),
+        (
+            ("compare", "onward/tiny", "absent", "--out", "run/recipe.yaml/in"),
+            "the folder of the scores cannot be made",
+        ),
+        (("compare", "onward/tiny", "absent", "--out", "/proc/nowhere"), "the folder of the scores cannot be made"),
         (("evaluate", "quickstrat"), "onward/tiny, a model's folder, or a Hub id"),
         (("evaluate", "onward/tiny", "--tasks", "piqua", "--data", "."), "piqa"),
         (("compare", "onward/tiny"), "nothing to compare with"),

@@ -1,5 +1,6 @@
 """What the commands share: options, a recipe opened as a run, errors turned into messages and exit codes."""
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from onward.artifact import Folders
     from onward.corpus.engine import StartWorkers
+    from onward.errors import UserError
     from onward.pipeline import Run
     from onward.pipeline.models import HowToScore
     from onward.progress import Progress
@@ -181,21 +183,72 @@ def how_to_score(
     from onward.recipe import Evaluation
     from onward.recipe.quantities import parse_tokens
 
-    given: dict[str, Any] = {"data": data, "limit": limit, "precision": (precision or Precision.AUTO).value}
+    # Only what was said: beside a folder of scores the rest is as there.
+    given: dict[str, Any] = {"precision": (precision or Precision.AUTO).value}
+    given |= {name: value for name, value in (("data", data), ("limit", limit)) if value is not None}
     if tasks is not None:
         given["tasks"] = tuple(name for part in tasks.split(",") if (name := part.strip()) and name != "none")
     if text_tokens is not None:
         try:
             given["held_out_tokens"] = None if text_tokens == "all" else parse_tokens(text_tokens)
         except ValueError as error:
-            raise UserError("not a number of tokens", "--text-tokens", text_tokens, str(error)) from None
+            expected = str(error).removeprefix("expected ")
+            raise UserError("not a number of tokens", "--text-tokens", text_tokens, expected) from None
         if given["held_out_tokens"] == 0:
             raise UserError("there is nothing to score", "--text-tokens", text_tokens, "1 or more, or all")
     evaluation = Evaluation.model_validate(given)
-    place = out or Path("scores")
     return HowToScore(
-        evaluation, tuple(texts or ()), place, work.folders, progress=work.progress, processes=work.processes
+        evaluation,
+        tuple(texts or ()),
+        out=_writable(out or Path("scores")),
+        folders=work.folders,
+        progress=work.progress,
+        processes=work.processes,
     )
+
+
+def _writable(out: Path) -> Path:
+    """Return the folder of the scores, made; raises UserError where that cannot be, before anything is scored."""
+    from onward.errors import UserError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        todo = "name another folder, or make this one"
+        raise UserError("the folder of the scores cannot be made", "--out", f"{out} ({error})", todo=todo) from error
+    return out
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Name the option where an error names the key of a recipe, to someone who has written none."""
+    from onward.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        raise _by_options(error) from error
+
+
+_OPTIONS = {"data": "--data", "tasks": "--tasks", "limit": "--limit", "held_out_tokens": "--text-tokens"}
+_KEY = rf"evaluation\.({'|'.join(_OPTIONS)})\b"
+
+
+def _by_options(error: "UserError") -> "UserError":
+    from onward.errors import UserErrors
+
+    if isinstance(error, UserErrors):
+        return UserErrors(error.what, [_by_options(problem) for problem in error.problems])
+
+    def option(text: str | None) -> str | None:
+        if text is None:
+            return None
+        text = re.sub(rf"set {_KEY} to null", lambda found: f"leave {_OPTIONS[found[1]]} out", text)
+        text = re.sub(rf"set {_KEY} to", lambda found: f"give {_OPTIONS[found[1]]}", text)
+        return re.sub(_KEY, lambda found: _OPTIONS[found[1]], text)
+
+    texts = (option(text) for text in (error.where, error.got, error.expected, error.todo))
+    return type(error)(option(error.what) or "", *texts)
 
 
 def refuse_options(recipe: str | None, of_models: dict[str, object], of_recipes: dict[str, object]) -> None:

@@ -16,6 +16,25 @@ class Progress(Protocol):
         """Something worth a line of its own happened."""
 
 
+class Named:
+    """Hands on what a step reports under the name of what it works on, one of several: `base: scoring piqa`."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self.name = progress, name
+
+    def begin(self, title: str, total: int | None, unit: str) -> None:
+        """Begin the step under the name."""
+        self._progress.begin(f"{self.name}: {title}", total, unit)
+
+    def advance(self, done: int, facts: str = "") -> None:
+        """Hand it on."""
+        self._progress.advance(done, facts)
+
+    def note(self, text: str) -> None:
+        """Hand it on under the name."""
+        self._progress.note(f"{self.name}: {text}")
+
+
 class Silent:
     """The default of the Python API: says nothing."""
 

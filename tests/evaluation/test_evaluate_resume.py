@@ -22,6 +22,7 @@ from onward.evaluation.partial import Partial
 from onward.evaluation.scores import ItemRow, Scores, read_rows
 from onward.model import score
 from onward.model.source import TINY, resolve
+from onward.progress import Named, Silent
 from onward.recipe import Evaluation
 from onward.training.launch import RanksEnded
 
@@ -85,6 +86,37 @@ class Counted:
         return counted
 
 
+class Notes(Silent):
+    """Keeps what a step says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (1, f"going on after 5 documents and 0 of {ITEMS} items, which are scored already"),
+        (5, f"going on after {DOCUMENTS} documents and 8 of {ITEMS} items, which are scored already"),
+    ],
+)
+def test_a_resumed_evaluation_says_where_it_goes_on(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, said: str
+) -> None:
+    counted, notes = Counted(monkeypatch), Notes()
+    counted.last = calls
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs, progress=notes)
+    assert notes.notes == []
+    counted.last = 10**9
+    evaluate(resolve(TINY), folder=tmp_path / "scores", **inputs, progress=Named(notes, "tiny"))
+    assert notes.notes == [f"tiny: {said}"]
+
+
 def without_time(scores: Scores) -> Scores:
     return replace(scores, seconds=0.0)
 
@@ -109,7 +141,8 @@ def test_nothing_is_scored_twice_after_a_kill(
     assert (len(counted.texts), len(counted.requests)) == (DOCUMENTS, 2 * ITEMS)
     assert without_time(scores) == without_time(whole)
     assert read_rows(tmp_path / "scores/items.parquet") == read_rows(tmp_path / "whole/items.parquet")
-    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"items.parquet", "results.json", "manifest.json"}
+    files = {"items.parquet", "results.json", "scored_on.json", "manifest.json"}
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == files
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -23,6 +23,7 @@ from onward.command import (
     Workers,
     how_to_score,
     opened,
+    options_named,
     refuse_options,
     user_errors,
     working,
@@ -69,7 +70,7 @@ def evaluate(
         with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as opened_run:
             scores = [(score.model, score) for score in opened_run.scores()]
     else:
-        with working(cache, runs, (gpus, processes)) as work:
+        with working(cache, runs, (gpus, processes)) as work, options_named():
             how = how_to_score(work, tasks, data, limit, text, text_tokens, precision, out)
             scored = score_models(targets, how)
             scores = [(model.name, model.scores) for model in scored]
@@ -103,7 +104,7 @@ def compare(
     from onward.pipeline.models import compare_models
     from onward.terminal import print_comparisons
 
-    with working(cache, None, (gpus, processes)) as work:
+    with working(cache, None, (gpus, processes)) as work, options_named():
         how = how_to_score(work, tasks, data, limit, text, text_tokens, precision, out)
         compared = compare_models(targets, how, pool)
     if as_json:

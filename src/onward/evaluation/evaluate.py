@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
 from onward.errors import RankError, UserError
 from onward.evaluation.partial import Partial
+from onward.evaluation.scored_on import ScoredOn
 from onward.evaluation.scores import HeldOutScore, ItemRow, Scores, TaskScore, read_scores, write_scores
-from onward.model.source import ModelSource, describe
-from onward.progress import Progress, Silent
+from onward.model.source import Between, ModelSource, describe
+from onward.progress import Named, Progress, Silent
 from onward.recipe import Evaluation
 from onward.recipe.sections import as_path
 from onward.tasks.questions import item_facts
@@ -48,7 +49,8 @@ def evaluate(
     held_out: folder of the corpus artifact by name (`domain`, `general`); what stands of the tasks' items in these
     corpora is scored with and without. processes: ranks that share the items, one per GPU, started by torchrun. cloze:
     an artifact of questions made from the domain's text. prompts: a folder where the tasks' prompts are kept between
-    evaluations. Killed, it goes on after the last chunk of items; the seconds are those of all its lives.
+    evaluations. Killed, it goes on after the last chunk of items, which it says; the seconds are those of all its
+    lives.
 
     Raises UserError for a model, task, data folder or item that cannot be scored, and when `folder` holds scores of
     something else; RanksEnded when a rank has failed.
@@ -62,7 +64,17 @@ def evaluate(
         partial = Partial.open(aside, made_from)
         settled = evaluation.model_copy(update={"precision": made_from["precision"]})
         job = _Job(
-            source, settled, dict(held_out), cloze, prompts, seed, aside, partial.life, partial.began, partial.files()
+            source,
+            settled,
+            dict(held_out),
+            cloze,
+            prompts,
+            seed,
+            progress.name if isinstance(progress, Named) else None,
+            aside,
+            partial.life,
+            partial.began,
+            partial.files(),
         )
         if processes > 1:
             if prompts is None:  # the ranks would each build them, which takes a minute for the seven tasks
@@ -71,6 +83,7 @@ def evaluate(
         texts, tasks, rows = _Scoring(job, partial, progress).all()
         scores = Scores(source.name, tuple(texts), tuple(tasks), round(partial.lived(), 3))
         write_scores(aside, scores, rows)
+        ScoredOn.of(evaluation, held_out, cloze).write(aside)
         partial.remove()
     return read_scores(folder)
 
@@ -144,8 +157,10 @@ def score_share(job: Path, progress: Progress | None = None) -> None:
     """Score what falls to this rank of an evaluation that another process has begun (`evaluate(processes=...)`)."""
     place, own = find_place(), _Job.read(job)
     partial = Partial.join(own.aside, own.life, own.began, place.is_first)
+    told = progress or Silent()
+    told = told if own.name is None else Named(told, own.name)
     try:
-        _Scoring(own, partial, progress or Silent(), (place.rank, place.world)).all()
+        _Scoring(own, partial, told, (place.rank, place.world)).all()
     except UserError as error:
         if place.is_first or isinstance(error, RankError):
             raise
@@ -157,7 +172,8 @@ def score_share(job: Path, progress: Progress | None = None) -> None:
 class _Job:
     """All that a process needs to score its share.
 
-    done: the files of rows that were there when this life began; is_scored: there is nothing left to score.
+    name: of the model among several, as ranks tell it. done: the files of rows that were there when this life began;
+    is_scored: there is nothing left to score.
     """
 
     model: ModelSource
@@ -166,6 +182,7 @@ class _Job:
     cloze: Path | None
     prompts: Path | None
     seed: int
+    name: str | None
     aside: Path
     life: int
     began: float
@@ -181,6 +198,8 @@ class _Job:
         """Read what `write` wrote."""
         content = json.loads(path.read_bytes())
         model = content["model"] | {"folder": Path(content["model"]["folder"])}
+        if (between := model["between"]) is not None:
+            model["between"] = Between(Path(between["base"]), between["share"])
         places = {name: None if content[name] is None else Path(content[name]) for name in ("cloze", "prompts")}
         return cls(
             **content
@@ -247,6 +266,8 @@ class _Scoring:
         """Score texts, then tasks; a rank of several gets no scores, only its rows."""
         # The items come first: a wrong name or file shows before anything is computed.
         items = self._items
+        if self.job.done and not self.job.is_scored:
+            self.progress.note(self._going_on())
         texts: list[HeldOutScore] = []
         tasks: list[TaskScore] = []
         rows: list[ItemRow] = []
@@ -260,6 +281,15 @@ class _Scoring:
             tasks += [] if task is None else [task]
             rows += new
         return texts, tasks, rows
+
+    def _going_on(self) -> str:
+        """Say how much an earlier life has scored already."""
+        done = {name: len(rows) for name, rows in self.done.items()}
+        documents = sum(count for name, count in done.items() if name not in self._items)
+        parts = [f"{documents:,} documents"] if documents else []
+        if total := sum(len(task.items) for task in self._items.values()):
+            parts.append(f"{sum(done.values()) - documents:,} of {total:,} items")
+        return f"going on after {' and '.join(parts)}, which are scored already"
 
     @cached_property
     def _tokenizer(self) -> "LoadedTokenizer":

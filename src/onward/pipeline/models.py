@@ -1,7 +1,7 @@
 """Any models, also ones not made by onward: scored each on the same, and compared item by item."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from onward.artifact import Folders, fingerprint, read_manifest, write_json, wri
 from onward.errors import UserError
 from onward.evaluation.scores import RESULTS
 from onward.model.source import ModelSource, resolve
-from onward.progress import Progress, Silent
+from onward.progress import Named, Progress, Silent
 from onward.recipe import Evaluation
 from onward.recipe.loading import PACKAGED
 
@@ -38,10 +38,16 @@ class ComparedModels:
 
 @dataclass(frozen=True)
 class HowToScore:
-    """What models are scored on and where. texts: files with held-out text; out: the folder of the scores."""
+    """What models are scored on and where.
+
+    texts: files with held-out text. prepared: artifacts with such text by name; cloze: one of made questions. out: the
+    folder of the scores.
+    """
 
     evaluation: Evaluation
     texts: tuple[str, ...] = ()
+    prepared: Mapping[str, Path] = field(default_factory=dict)
+    cloze: Path | None = None
     out: Path = Path("scores")
     folders: Folders | None = None
     seed: int = 0
@@ -71,30 +77,40 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
     Where other scores of that name stand, of other tasks say, the folder is `out/NAME-FINGERPRINT`. Raises UserError
     when a model is not there or cannot be scored.
     """
-    from onward.evaluation.evaluate import evaluate, scores_made_from
     from onward.pipeline.given_text import given_texts
 
     progress, folders = how.progress or Silent(), how.folders or Folders.default()
-    names = _names(models)
-    sources = [_source(model) for model in models]  # a mistyped one is told before another is scored
-    if not how.texts and not how.evaluation.tasks:
+    names = short_names(models)
+    sources = [find_model(model) for model in models]  # a mistyped one is told before another is scored
+    if not (how.texts or how.prepared or how.cloze or how.evaluation.tasks):
         raise UserError("there is nothing to score", "--tasks, --text", todo="name tasks, or give text with --text")
-    texts = given_texts(how.texts, folders.cache, progress)
+    texts = {**how.prepared, **given_texts(how.texts, folders.cache, progress)}
     scored = []
     for name, source in zip(names, sources, strict=True):
-        inputs: dict[str, Any] = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed}
-        folder = _place(how.out / name, scores_made_from(source, **inputs))
-        prompts = folders.cache / "prompts"
-        if len(sources) > 1:
-            progress.note(f"{name}:")
-        scores = evaluate(source, **inputs, folder=folder, progress=progress, processes=how.processes, prompts=prompts)
+        told = replace(how, progress=Named(progress, name)) if len(names) > 1 else how
+        folder, scores = score_source(source, texts, told, how.out / name)
         scored.append(ScoredModel(name, folder, scores))
     return tuple(scored)
+
+
+def score_source(source: ModelSource, texts: Mapping[str, Path], how: HowToScore, place: Path) -> "tuple[Path, Scores]":
+    """Score a model on artifacts of text, by name, and on tasks, into `place`; return its folder and the scores.
+
+    Where other scores stand there, the folder is `place-FINGERPRINT`; what is scored already is only read.
+    """
+    from onward.evaluation.evaluate import evaluate, scores_made_from
+
+    inputs: dict[str, Any] = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed, "cloze": how.cloze}
+    folder = _place(place, scores_made_from(source, **inputs))
+    prompts = (how.folders or Folders.default()).cache / "prompts"
+    ranks: dict[str, Any] = {"progress": how.progress, "processes": how.processes}
+    return folder, evaluate(source, **inputs, folder=folder, prompts=prompts, **ranks)
 
 
 def compare_models(targets: Sequence[str], how: HowToScore, pool: bool = False) -> ComparedModels:
     """Compare models, or folders of scores, with the first of them; those not yet scored are scored before.
 
+    Beside a folder of scores models are scored on the same, as far as `how` leaves it open, which is said.
     pool: the others are seeds of one training, and their mean is compared with the first as well. Writes
     comparison.json and comparison.md into `out/compared-A-B`. Raises UserError as `score_models` does, when two were
     not scored on the same items or in the same precision, and for fewer than two seeds.
@@ -106,9 +122,10 @@ def compare_models(targets: Sequence[str], how: HowToScore, pool: bool = False) 
     if len(targets) < 2:
         raise UserError("there is nothing to compare with", got=", ".join(targets), expected="two models or more")
     models = [target for target in targets if not _is_scores(target)]
+    how = _as_scored(targets, how) if models else how
     scored = iter(score_models(models, _in_one_precision(targets, how)) if models else ())
     folders = [Path(target) if _is_scores(target) else next(scored).folder for target in targets]
-    names = _names(targets)
+    names = short_names(targets)
     comparisons = compare_all(folders, names, how.evaluation.resamples, how.seed)
     if pool:
         mean = pooled(folders[0], folders[1:], f"{len(folders) - 1} seeds, pooled", names[0])
@@ -121,6 +138,32 @@ def compare_models(targets: Sequence[str], how: HowToScore, pool: bool = False) 
     return compared
 
 
+def _as_scored(targets: Sequence[str], how: HowToScore) -> HowToScore:
+    """Take from the first folder of scores what is not said: tasks, data, limit and text; say what was taken."""
+    from onward.evaluation.scored_on import ScoredOn
+
+    folder = next((Path(target).expanduser() for target in targets if _is_scores(target)), None)
+    same = None if folder is None else ScoredOn.read(folder)
+    if same is None:
+        return how
+    unsaid = {"tasks", "data", "limit", "held_out_tokens"} - how.evaluation.model_fields_set
+    evaluation = how.evaluation.model_copy(update={name: getattr(same.evaluation, name) for name in unsaid})
+    prepared = {} if how.texts else same.held_out
+    if gone := [name for name, place in prepared.items() if read_manifest(place) is None]:
+        todo = "give its files with --text"
+        raise UserError("the text that these scores are of is not there any more", str(prepared[gone[0]]), todo=todo)
+    taken = [
+        ("tasks" in unsaid and evaluation.tasks, f"tasks {', '.join(evaluation.tasks)}"),
+        ("limit" in unsaid and evaluation.tasks and evaluation.limit, f"{evaluation.limit} items of each task"),
+        ("data" in unsaid and evaluation.tasks and evaluation.data, f"data {evaluation.data}"),
+        (prepared, f"text {', '.join(prepared)}"),
+        (same.cloze, "the cloze questions"),
+    ]
+    if facts := "; ".join(fact for is_taken, fact in taken if is_taken):
+        (how.progress or Silent()).note(f"as the scores in {folder}: {facts}")
+    return replace(how, evaluation=evaluation, prepared=prepared, cloze=same.cloze)
+
+
 def _in_one_precision(targets: Sequence[str], how: HowToScore) -> HowToScore:
     """Settle `precision: auto` for all models at once: as the scores that are given, else fp32 unless all take bf16."""
     from onward.analysis import scored_precision
@@ -129,7 +172,7 @@ def _in_one_precision(targets: Sequence[str], how: HowToScore) -> HowToScore:
     if how.evaluation.precision != "auto":
         return how
     given = {scored_precision(Path(target).expanduser()) for target in targets if _is_scores(target)} - {None}
-    sources = [_source(target) for target in targets if not _is_scores(target)]
+    sources = [find_model(target) for target in targets if not _is_scores(target)]
     chosen = given or {choose_precision(how.evaluation, source) for source in sources}
     precision = "bf16" if chosen == {"bf16"} else "fp32"
     return replace(how, evaluation=how.evaluation.model_copy(update={"precision": precision}))
@@ -166,7 +209,7 @@ def _is_scores(target: str) -> bool:
     return (Path(target).expanduser() / RESULTS).is_file()
 
 
-def _source(model: str) -> ModelSource:
+def find_model(model: str) -> ModelSource:
     """Find a model; the folder of a checkpoint stands for the model in it."""
     place = Path(model).expanduser()
     if not (place / "config.json").is_file():
@@ -187,7 +230,7 @@ def _source(model: str) -> ModelSource:
         raise replace(error, where=None, expected=expected) from error
 
 
-def _names(targets: Sequence[str]) -> list[str]:
+def short_names(targets: Sequence[str]) -> list[str]:
     """Name each target by the last parts of its path: as many as tell all of them apart, `model` not being a name."""
     places = [Path(target).expanduser() for target in targets]
     whole = [place.resolve() if place.is_dir() else place for place in places]
@@ -200,5 +243,6 @@ def _names(targets: Sequence[str]) -> list[str]:
             break
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError("a model is named twice", got=twice, expected="different models")
+        got = ", ".join(target for target, name in zip(targets, names, strict=True) if name == twice)
+        raise UserError("a model is named twice", got=got, expected="different models")
     return names

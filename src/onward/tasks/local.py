@@ -195,7 +195,7 @@ def data_fingerprints(tasks: Iterable[str], data: Path) -> dict[str, str]:
     no folder.
     """
     if not data.is_dir():
-        todo = "give a folder with the benchmarks' original files, or null for the Hub"
+        todo = "give a folder with the benchmarks' original files, or set evaluation.data to null for the Hub's"
         raise UserError("there is no such folder of benchmark files", "evaluation.data", str(data), todo=todo)
     wanted: dict[str, bool] = {}
     for name, shots in map(split_shots, tasks):
