@@ -119,28 +119,31 @@ def test_the_items_are_a_task(held_out: Path, unchecked: ModelSource, tmp_path: 
 
 def test_a_base_that_knows_nothing_is_refused(held_out: Path, tmp_path: Path) -> None:
     base = describe(write_model(tmp_path / "model"))
-    with pytest.raises(UserError, match="is at chance") as caught:
+    with pytest.raises(UserError, match="no better than by guessing") as caught:
         make_cloze(held_out, base=base, items=40, seed=0, folder=tmp_path / "cloze")
-    assert "evaluation.cloze: null" in str(caught.value)
+    said = str(caught.value)
+    for part in ("before training", "of 40 questions right", "25%, which is guessing among 4", "corpus.held_out.share"):
+        assert part in said
+    assert "evaluation.cloze: null" in said
     assert not (tmp_path / "cloze").exists()
 
 
 @pytest.mark.parametrize(
     ("interval", "problem"),
     [
-        (Interval(0.27, 0.24, 0.30), "at chance"),
+        (Interval(0.27, 0.24, 0.30), "by guessing"),
         (Interval(0.96, 0.94, 0.98), "solves the cloze items"),
         (Interval(0.30, 0.26, 0.34), None),
         (Interval(0.94, 0.91, 0.97), None),
-        (Interval(0.40, float("nan"), float("nan")), "at chance"),
+        (Interval(0.40, float("nan"), float("nan")), "by guessing"),
     ],
 )
 def test_the_base_must_have_room_on_both_sides(interval: Interval, problem: str | None) -> None:
     if problem is None:
-        require_between(interval, resolve(TINY), Path("held_out.parquet"))
+        require_between(interval, resolve(TINY), Path("held_out.parquet"), 400)
     else:
         with pytest.raises(UserError, match=problem):
-            require_between(interval, resolve(TINY), Path("held_out.parquet"))
+            require_between(interval, resolve(TINY), Path("held_out.parquet"), 400)
 
 
 @pytest.mark.parametrize(

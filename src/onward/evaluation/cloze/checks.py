@@ -36,22 +36,25 @@ def check(
     }
     found = facts["base_accuracy"]
     assert isinstance(found, dict)
-    require_between(Interval(found["accuracy"], found["low"], found["high"]), base, held_out)
+    require_between(Interval(found["accuracy"], found["low"], found["high"]), base, held_out, len(items))
     return facts
 
 
-def require_between(accuracy: Interval, base: ModelSource, held_out: Path) -> None:
-    """Raise UserError unless the base's accuracy is above chance and leaves room to gain."""
-    got = f"{accuracy.estimate:.1%} right, 95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
+def require_between(accuracy: Interval, base: ModelSource, held_out: Path, items: int) -> None:
+    """Raise UserError unless the base's accuracy over so many items is above chance and leaves room to gain."""
+    interval = f"95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
+    got = f"{accuracy.estimate:.1%} of {items:,} questions right, {interval}"
     if not accuracy.low > 1 / CHOICES:
         todo = (
-            "ask for more items or hold more text out, take a stronger base, or leave it out (evaluation.cloze: null)"
+            "for a narrower interval hold more text out (corpus.held_out.share) or ask for more questions; for a base "
+            "that knows more of this domain take a stronger one; or train without them (evaluation.cloze: null)"
         )
         raise UserError(
-            f"{base.name} is at chance on the cloze items, so they would not show a loss",
+            f"{base.name} answers the cloze questions no better than by guessing, so they could not show that it "
+            "forgets; this is said before training, which is not at fault",
             str(held_out),
             got,
-            f"an interval above {1 / CHOICES:.0%}",
+            f"an interval above {1 / CHOICES:.0%}, which is guessing among {CHOICES}",
             todo,
         )
     if accuracy.estimate > CEILING:
