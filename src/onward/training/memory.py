@@ -35,11 +35,11 @@ class MemoryUse:
     """What one rank holds at the peak of a training step, in bytes.
 
     weights: fp32 masters, and frozen ones in the compute type. cast: bf16 copies of the blocks' weights. gradients:
-    fp32, with those still in bf16 on their way. optimizer: Adam's moments. activations: what the forward pass leaves for the backward one. logits: of the
-    loss's chunk, with the gradients it forms. communication: gathered weights and buffers of reductions. baseline: the
-    process before there is a model. heap: holes between tensors and compiled kernels, on a CPU. remedies: copies of the
-    base that weights or outputs are drawn towards, and Fisher information. host: what offloading holds in the machine's
-    memory instead; not part of the total.
+    fp32, with those still in bf16 on their way. optimizer: Adam's moments. activations: what the forward pass leaves
+    for the backward one. logits: of the loss's chunk, with the gradients it forms. communication: gathered weights and
+    buffers of reductions. baseline: the process before there is a model. heap: holes between tensors and compiled
+    kernels, on a CPU. remedies: copies of the base that weights or outputs are drawn towards, and Fisher
+    information. host: what offloading holds in the machine's memory instead; not part of the total.
     """
 
     weights: int
