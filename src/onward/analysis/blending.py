@@ -94,8 +94,9 @@ class Chosen:
 class Blending:
     """The whole line, what was chosen on its dev part, and how that compares on the test part.
 
-    points: from the base to the adapted model. comparisons: of the chosen blend with the base and with the adapted
-    model on the test part's documents and on all items of tasks; where it is one of them, of these two.
+    points: from the base to the adapted model. chosen_by: how the choice fell, in sentences. comparisons: of the chosen
+    blend with the base and with the adapted model on the test part's documents and on all items of tasks; where it is
+    one of them, of these two.
     """
 
     base: str
@@ -103,8 +104,13 @@ class Blending:
     rule: Rule
     points: tuple[BlendPoint, ...]
     chosen: float
-    findings: tuple[str, ...]
+    chosen_by: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """How the choice fell on the dev part, then each comparison on the test part, in sentences."""
+        return (*self.chosen_by, *_told(self.comparisons))
 
     @property
     def point(self) -> BlendPoint:
@@ -176,8 +182,8 @@ def blending(names: tuple[str, str], points: Sequence[BlendPoint], rule: Rule, r
         folders = [by_share[share].folder for share in pair]
         shown = [labels.get(share, f"blend {share:g}") for share in pair]
         comparisons += compare_all(folders, shown, resamples, seed, _on_test).comparisons
-    findings = (*_findings(points, by_share[chosen.share], chosen, rule), *_told(comparisons))
-    return Blending(*names, rule, tuple(points), chosen.share, findings, tuple(comparisons))
+    how = tuple(_choice_in_words(points, by_share[chosen.share], chosen, rule))
+    return Blending(*names, rule, tuple(points), chosen.share, how, tuple(comparisons))
 
 
 def _on_test(pair: Pair) -> Pair:
@@ -215,7 +221,7 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _findings(points: Sequence[BlendPoint], taken: BlendPoint, chosen: Chosen, rule: Rule) -> list[str]:
+def _choice_in_words(points: Sequence[BlendPoint], taken: BlendPoint, chosen: Chosen, rule: Rule) -> list[str]:
     changes = [
         f"{title(half.text)} {number(points[0].dev(half.text), _DECIMALS)} \N{RIGHTWARDS ARROW} "
         f"{number(half.dev, _DECIMALS)} bits per byte"

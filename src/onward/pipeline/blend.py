@@ -1,0 +1,173 @@
+"""Blends of a base and what became of it: the line is scored, one blend chosen, told of and written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onward.artifact import Folders, read_manifest, write_json, write_text
+from onward.errors import UserError
+from onward.model.source import ModelSource, describe
+from onward.pipeline.models import HowToScore, find_model, score_source, short_names
+from onward.progress import Named, Progress, Silent
+from onward.recipe import Evaluation
+
+if TYPE_CHECKING:
+    from onward.analysis.blending import Blending, Rule
+    from onward.evaluation.scores import Scores
+    from onward.pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class ScoredBlend:
+    """The scores of a blend and the folder they stand in. share: of the way from the base to the adapted model."""
+
+    share: float
+    folder: Path
+    scores: "Scores"
+
+
+@dataclass(frozen=True)
+class BlendedModels:
+    """What was found on the line, and the files: blend.json, blend.md, blend.svg, the chosen blend's model folder."""
+
+    blending: "Blending"
+    json: Path
+    markdown: Path
+    figure: Path
+    model: Path
+
+
+def shares_of(steps: int) -> tuple[float, ...]:
+    """Return so many shares from 0 to 1, evenly: 11 are 0, 0.1, ..., 1."""
+    if steps < 2:
+        raise UserError("a line has two ends", "--steps", str(steps), "2 or more")
+    return tuple(round(step / (steps - 1), 6) for step in range(steps))
+
+
+def score_blends(
+    base: ModelSource,
+    adapted: ModelSource,
+    shares: Sequence[float],
+    *,
+    held_out: Mapping[str, Path],
+    evaluation: Evaluation,
+    place: Path,
+    seed: int = 0,
+    folders: Folders | None = None,
+    progress: Progress | None = None,
+    processes: int = 1,
+) -> tuple[ScoredBlend, ...]:
+    """Score blends on held-out text and tasks, each into an artifact `place/share-SHARE`; done before, it is only read.
+
+    held_out: folder of each corpus artifact by name. Shares 0 and 1 are the two models themselves. A blend is made in
+    memory, rounded to the adapted model's stored type, as it would be written. Scores of other inputs stand beside
+    (`share-SHARE-FINGERPRINT`). Raises UserError when the models are not of one network and tokenizer.
+    """
+    from onward.model.blend import blend_source, open_pair
+
+    open_pair(base, adapted)  # refuses what cannot be blended
+    settled = _settled(evaluation, base, adapted)
+    scored = []
+    for share in shares:
+        named = Named(progress or Silent(), f"blend {share:g}")
+        how = HowToScore(settled, folders=folders, seed=seed, progress=named, processes=processes)
+        folder, scores = score_source(blend_source(base, adapted, share), held_out, how, place / f"share-{share:g}")
+        scored.append(ScoredBlend(share, folder, scores))
+    return tuple(scored)
+
+
+def blend_models(
+    models: Sequence[str], how: HowToScore, domain: Sequence[str], general: Sequence[str], steps: int, rule: "Rule"
+) -> BlendedModels:
+    """Blend a base and its adapted model, found as `score_models` finds them, into `out/blended-BASE-ADAPTED`.
+
+    domain, general: files of held-out text; without general text only the domain is scored. Raises UserError when one
+    of these is not there, or the models do not fit together.
+    """
+    from onward.pipeline.given_text import given_text
+
+    if len(models) != 2:
+        raise UserError("a blend is of two models", got=", ".join(models), expected="BASE ADAPTED, or one recipe")
+    names = short_names(models)
+    base, adapted = (replace(find_model(model), name=name) for model, name in zip(models, names, strict=True))
+    progress, folders = how.progress or Silent(), how.folders or Folders.default()
+    if not domain:
+        raise UserError("there is no text to choose a blend by", "--domain", todo="give held-out text of the domain")
+    given = {"domain": domain, "general": general}
+    texts = {name: given_text(name, files, folders.cache, progress) for name, files in given.items() if files}
+    place = how.out / f"blended-{'-'.join(names)}"
+    return _blended(base, adapted, texts, how, place, steps, rule)
+
+
+def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedModels:
+    """Blend the base of a run and the model of its last trained stage into `out`, by its own held-out text.
+
+    Raises UserError when no stage is trained.
+    """
+    from onward.training.stages import stages_of
+
+    stages = stages_of(run.recipe.training, run.recipe.seed, run.folder)
+    trained = [stage for stage in stages if read_manifest(stage.folder) is not None]
+    if not trained:
+        raise UserError("no stage of this recipe is trained yet", str(run.folder), todo="`onward run` it first")
+    last = trained[-1]
+    adapted = replace(describe(last.model), name=last.folder.name)
+    texts = {name: path for name, path in run.corpora.paths().items() if name in ("domain", "general")}
+    asked = how.evaluation
+    own = {name: getattr(run.recipe.evaluation, name) for name in ("held_out_tokens", "resamples", "precision")}
+    how = replace(how, evaluation=asked.model_copy(update=own), seed=run.recipe.seed)
+    return _blended(run.base, adapted, texts, how, how.out, steps, rule)
+
+
+def _blended(
+    base: ModelSource,
+    adapted: ModelSource,
+    texts: Mapping[str, Path],
+    how: HowToScore,
+    place: Path,
+    steps: int,
+    rule: "Rule",
+) -> BlendedModels:
+    from onward.analysis.blending import blending, read_point
+    from onward.model.blend import open_pair, write_blend
+    from onward.reporting.blends import blend_markdown, blend_picture
+
+    if rule.general_loss is not None and "general" not in texts:
+        raise UserError("what general text loses is not known without it", "--general-loss", todo="add --general FILE")
+    score = partial(
+        score_blends,
+        base,
+        adapted,
+        held_out=texts,
+        evaluation=how.evaluation,
+        place=place / "scores",
+        seed=how.seed,
+        folders=how.folders,
+        progress=how.progress,
+        processes=how.processes,
+    )
+    shares = shares_of(steps)
+    (first,) = score(shares[:1])
+    read_point(first.share, first.folder)  # text that cannot be halved is refused before the rest is scored
+    points = [read_point(blend.share, blend.folder) for blend in (first, *score(shares[1:]))]
+    found = blending((base.name, adapted.name), points, rule, how.evaluation.resamples, how.seed)
+    files = (place / "blend.json", place / "blend.md", place / "blend.svg")
+    blended = BlendedModels(found, *files, place / "model")
+    half = found.point.texts
+    facts = {"chosen_by": str(rule), "dev_bits_per_byte": {text.text: text.dev for text in half}}
+    write_blend(open_pair(base, adapted), found.chosen, blended.model, facts)
+    write_json(blended.json, found.as_json())
+    write_text(blended.markdown, blend_markdown(found))
+    write_text(blended.figure, blend_picture(found))
+    return blended
+
+
+def _settled(evaluation: Evaluation, base: ModelSource, adapted: ModelSource) -> Evaluation:
+    """Settle `precision: auto` for the whole line: bf16 where both ends take it."""
+    from onward.evaluation.evaluate import choose_precision
+
+    chosen = {choose_precision(evaluation, model) for model in (base, adapted)}
+    precision = "bf16" if chosen == {"bf16"} else "fp32"
+    return evaluation.model_copy(update={"precision": precision})
