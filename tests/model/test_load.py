@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from onward.errors import UserError
-from onward.model.generate import sample_documents
 from onward.model.load import export_model, load_model
 from onward.model.source import describe, resolve
 from onward.model.tokenizer import read_tokenizer
-from onward.recipe import SelfReplay
 from synthetic import END, llama_config, write_byte_tokenizer, write_model
 
 
@@ -165,37 +163,3 @@ def test_real_tokenizers_have_an_end_of_text(shared_data: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="no end-of-text token"):
         read_tokenizer(tmp_path)
-
-
-def test_sampling_is_fixed_by_its_seed_and_meets_its_budget(tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
-    model, tokenizer = load_model(folder), read_tokenizer(folder)
-    settings = SelfReplay.model_validate({"tokens": 3000, "document_tokens": 40, "top_p": 0.9})
-    first, again, other = (list(sample_documents(model, tokenizer, settings, seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert 3000 / 40 <= len(first) <= 3000 / 10
-
-
-def test_sampling_follows_the_models_distribution(tmp_path: Path) -> None:
-    """A tiny nucleus and a tiny temperature both leave the likeliest token only."""
-    folder = write_model(tmp_path)
-    model, tokenizer = load_model(folder), read_tokenizer(folder)
-    nucleus, cold = (
-        SelfReplay.model_validate({"tokens": 100, "document_tokens": 20} | change)
-        for change in ({"top_p": 1e-6}, {"temperature": 1e-4})
-    )
-    first = list(sample_documents(model, tokenizer, nucleus, seed=0))
-    assert first == list(sample_documents(model, tokenizer, cold, seed=5))
-    assert len(set(first)) <= 1, "every document starts from the same prefix"
-
-
-def test_a_model_that_only_ends_documents_comes_to_an_end(tmp_path: Path) -> None:
-    folder = write_model(tmp_path, llama_config(tie_word_embeddings=False))
-    model, tokenizer = load_model(folder), read_tokenizer(folder)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[0] = 1.0
-        model.model.norm.weight.fill_(100.0)
-        model.lm_head.weight[0] *= torch.sign(model(input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0, 0])
-    settings = SelfReplay.model_validate({"tokens": 50, "document_tokens": 20})
-    assert list(sample_documents(model, tokenizer, settings, seed=0)) == []

@@ -340,6 +340,12 @@ def _close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> boo
     return torch.allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
+def forward_through_rows(model: Any) -> _Forward | None:
+    """Return a model cut before its head, if its attention is plain: causal, by the positions that it is given."""
+    scorer = Scorer(model)
+    return scorer._forward if scorer._takes_trees else None
+
+
 @contextmanager
 def attention(model: Any) -> Iterator[None]:
     """Let the model attend along the branches of a tree, and put its own attention back."""

@@ -115,6 +115,19 @@ class SelfReplay(Section):
     """Nucleus sampling mass; 1.0 keeps every token."""
     document_tokens: int = Field(512, ge=16)
     """Longest sampled document in tokens."""
+    median_tokens: int | None = Field(None, ge=1)
+    """Median length of the documents: each is cut at a length drawn for it, and the model ends none before; null: the
+    model ends its documents itself, or they are cut at `document_tokens`."""
+    length_spread: float = Field(2.0, ge=1)
+    """Geometric standard deviation of the drawn (log-normal) lengths: two thirds lie between the median divided by it
+    and the median times it. Used with `median_tokens` alone."""
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if self.median_tokens is not None and self.median_tokens > self.document_tokens:
+            longest = f"document_tokens, the longest ({self.document_tokens:,})"
+            raise ValueError(f"median_tokens ({self.median_tokens:,}) is above {longest}")
+        return self
 
 
 class Corpus(Section):
