@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from pyarrow import parquet
 from onward.artifact import Folders, file_hash
 from onward.corpus.duplicates.exact import is_held_out, split_hash
 from onward.corpus.ledger import read_ledger
+from onward.corpus.preparation import Items
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.corpus.reading import pieces
 from onward.corpus.sorting import SPLIT_TWIN
 from onward.corpus.store import open_corpus
+from onward.model.sampled import Sampled
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import Corpus, Duplicates, HeldOut, SelfReplay, Source
+from onward.tasks.questions import Question
 
 WORDS = "the a river stone goes under over old young heron carries water light to from house and then again"
 Write = Callable[..., str]
@@ -246,11 +250,9 @@ def test_whatever_decides_the_content_changes_the_fingerprint(
     assert len({prepared.fingerprint for prepared in changed}) == len(changed)
 
 
-def sampler(section: SelfReplay, seed: int) -> Iterator[str]:
-    number = seed * 1000
-    while True:
-        number += 1
-        yield sentences(10**6 + number)
+def sampler(settings: SelfReplay, seed: int, first: int, made: int) -> Iterator[Sampled]:
+    for number in count(first):
+        yield Sampled(number, sentences(10**6 + 1000 * seed + number), 50, False, 100.0, 100.0)
 
 
 def test_self_replay_samples_until_its_tokens_are_there(run: Callable[..., PreparedCorpus]) -> None:
@@ -275,3 +277,55 @@ def test_a_large_vocabulary_gets_wide_tokens_and_bos_comes_first(
     for row in parquet.read_table(next(prepared.path.glob("documents-*"))).to_pylist():
         ids = tokens.read(row["offset"], row["length"])
         assert (ids[0], ids[-1]) == (1, 0)
+
+
+def content_of(prepared: PreparedCorpus) -> dict[str, str]:
+    files = (path for path in prepared.path.iterdir() if path.is_file() and path.name != "manifest.json")
+    return {path.name: file_hash(path) for path in files}
+
+
+def test_what_was_sampled_before_a_stop_is_not_sampled_again(
+    run: Callable[..., PreparedCorpus], tmp_path: Path
+) -> None:
+    """Stopped while sampling, once with the log's last line cut: the corpus is the one of a run that went through."""
+    corpus = Corpus.model_validate({"self_replay": {"tokens": 4000}})
+    stopped = Folders(tmp_path / "stopped", tmp_path / "stopped")
+    asked: list[tuple[int, int]] = []
+
+    def stopping(settings: SelfReplay, seed: int, first: int, made: int) -> Iterator[Sampled]:
+        asked.append((first, made))
+        yield from islice(sampler(settings, seed, first, made), 7 if len(asked) < 3 else None)
+        if len(asked) < 3:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, generate=stopping, model_fingerprint="m", folders=stopped)
+        (log,) = stopped.cache.rglob("samples.jsonl")
+        log.write_bytes(log.read_bytes()[:-5])
+    again = run(corpus, generate=stopping, model_fingerprint="m", folders=stopped)
+    assert asked == [(0, 0), (6, 6 * 51), (12, 12 * 51)]
+    through = run(corpus, generate=sampler, model_fingerprint="m")
+    assert content_of(again) == content_of(through)
+    assert again.ledger == through.ledger
+
+
+def test_sampled_documents_go_through_every_step(run: Callable[..., PreparedCorpus]) -> None:
+    """A benchmark item, a repetition, a near-duplicate, text without words: each is dropped under its own reason."""
+    asked = "which of these rivers carries the most water to the sea in a year of little rain and why is it so"
+    first = sentences(1)
+    texts = [first, f"{sentences(2)}\n{asked}", first, first.replace("\n", "\nand ", 1), "#" * 200 + "..."]
+
+    def emitting(settings: SelfReplay, seed: int, start: int, made: int) -> Iterator[Sampled]:
+        for number, text in enumerate([*texts, *(sentences(n) for n in range(10, 60))]):
+            yield Sampled(number, text, 40, False, 80.0, 80.0)
+
+    corpus = Corpus.model_validate({"self_replay": {"tokens": "1M"}})
+    items = Items({"made": 1}, lambda: {"asked": (Question("asked", "0", (asked,)),)})
+    prepared = run(corpus, generate=emitting, model_fingerprint="m", items=items)
+    ledger = prepared.ledger
+    assert (ledger.contaminated.documents, ledger.duplicate.documents, ledger.near_duplicate.documents) == (1, 1, 1)
+    assert {rule: count.documents for rule, count in ledger.dropped.items()} == {"quality: too few lines": 1}
+    assert ledger.read.documents == 55
+    rows = parquet.read_table(next(prepared.path.glob("contamination-*"))).to_pylist()
+    assert [(row["task"], row["id"], row["source"]) for row in rows] == [("asked", "self-00002", "self-replay")]

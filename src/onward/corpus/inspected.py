@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onward.corpus.ledger import Ledger
+from onward.corpus.samples import Samples
 from onward.corpus.survey import Origins, Spread
 
 ACTIONS = {"drop": "document dropped", "cut": "passage cut out", "report": "left in the text"}
@@ -150,6 +151,7 @@ class Inspection:
 
     lengths: tokens of kept documents, BOS and EOS included. bytes_per_token: of each document, over those tokens.
     domains: None where neither ids nor sources are web addresses. contamination: None where nothing was looked for.
+    samples: None where nothing was sampled from the base model.
     """
 
     folder: str
@@ -167,6 +169,7 @@ class Inspection:
     near: Repeats
     contamination: tuple[TaskHits, ...] | None
     packing: Packed
+    samples: Samples | None
     kept: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
 

@@ -27,6 +27,7 @@ from onward.corpus.inspected import (
 )
 from onward.corpus.ledger import Ledger, read_ledger
 from onward.corpus.packing import load_packing
+from onward.corpus.samples import read_samples
 from onward.corpus.survey import Choice, OriginTally, SpreadTally, batches, hosts, integers
 from onward.corpus.tables import EXCERPT_CHARACTERS, FACTS_FILE, HELD_OUT_FILE
 from onward.corpus.tokens import open_tokens
@@ -77,6 +78,7 @@ def inspect_corpus(folder: Path, samples: int = 3, seed: int = 0) -> Inspection:
         near=look.described(near, ledger.near_duplicate.documents, ledger.near_duplicate.bytes),
         contamination=look.contamination(tasks) if (tasks := made_from.get("items.tasks")) is not None else None,
         packing=look.packing(facts["packing"]),
+        samples=read_samples(folder),
         kept=look.kept(),
         dropped=look.dropped(ledger),
     )

@@ -21,7 +21,8 @@ from onward.corpus.pace import Pace
 from onward.corpus.preparation import Preparation
 from onward.corpus.reading.chunks import Position, read_chunks, ready_chunks
 from onward.corpus.reading.sources import read_source
-from onward.corpus.self_replay import Generate, sampled_documents
+from onward.corpus.samples import describe_samples
+from onward.corpus.self_replay import Generate, SampleLog
 from onward.corpus.sorting import Sorter
 from onward.corpus.tables import FACTS_FILE, HELD_OUT_FILE, write_held_out
 from onward.corpus.tokenise import Engine, choose_engine
@@ -120,6 +121,8 @@ class Making:
         ledger = tally.close(job.sequence_tokens)
         ledger.save(self.aside)
         save_tokenizer(job.tokenizer, self.aside / "tokenizer")
+        if job.corpus.self_replay is not None:
+            describe_samples(self.aside, self.sorter.number_of_blocks, self._samples(), job.tokenizer).save(self.aside)
         facts = {
             "tokenizer_engine": {"name": self.engine.name, "reason": self.engine.reason},
             "blocks": self.sorter.number_of_blocks,
@@ -171,12 +174,15 @@ class Making:
                 yield Task(chunk, fields, part == "held_out", {"part": part, "source": number, "at": asdict(position)})
         if job.corpus.self_replay is not None:
             assert self.generate is not None, "self-replay needs a model to sample from"
-            documents = sampled_documents(job.corpus.self_replay, self.generate, job.tokenizer, job.seed)
+            documents = self._samples().documents(job.corpus.self_replay, self.generate, job.tokenizer, job.seed)
             done = after["at"] if after is not None and after["part"] == "sampled" else 0
-            # Sampling goes from seed to seed, so what was sampled before is sampled again, and passed over.
+            # What was sampled before is read from the log, and passed over as far as it is sorted.
             for number, chunk in enumerate(ready_chunks(documents), start=1):
                 if number > done:
                     yield Task(chunk, Fields("text", None), False, {"part": "sampled", "source": 0, "at": number})
+
+    def _samples(self) -> SampleLog:
+        return SampleLog(self.aside / blocks.STATE / "samples.jsonl")
 
     def _engine(self) -> Engine:
         """Choose the tokenizer's engine by the first documents of the text; a restart comes to the same choice."""

@@ -12,7 +12,9 @@ from rich.text import Text
 
 from onward.corpus.inspected import ACTIONS, Inspection, Measured, Packed, Repeats, TaskHits
 from onward.corpus.ledger import Ledger
+from onward.corpus.samples import Samples
 from onward.corpus.survey import Origins, Spread
+from onward.reporting.samples import sample_rows
 
 _BAR = 22
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -48,6 +50,8 @@ def inspection_view(title: str, inspection: Inspection) -> Iterator[RenderableTy
     yield _packing_view(inspection.packing, inspection.ledger)
     yield _lengths_view(inspection.lengths)
     yield _ratios_view(inspection)
+    if inspection.samples is not None:
+        yield _sampled_view(inspection.samples)
     if inspection.measures:
         yield _measures_view(inspection.measures)
     tokens = inspection.ledger.kept_tokens
@@ -129,6 +133,14 @@ def _engine_view(inspection: Inspection) -> RenderableType:
     for name, value in rows:
         grid.add_row(Text(f" {name}", style="dim"), _plain(value))
     return grid
+
+
+def _sampled_view(samples: Samples) -> RenderableType:
+    headers = ("sampled documents", "", "" if samples.other is None else "other text")
+    table = _table("documents sampled from the base model", headers)
+    for row in sample_rows(samples):
+        table.add_row(*map(_plain, row))
+    return table
 
 
 def _packing_view(packed: Packed, ledger: Ledger) -> RenderableType:

@@ -9,6 +9,7 @@ from onward.reporting.content import CorpusSection, Table
 from onward.reporting.corpus_figures import length_figure, measure_figure
 from onward.reporting.figures import Figure
 from onward.reporting.run_files import CorpusFacts
+from onward.reporting.samples import sample_rows
 
 _SHOWN_ORIGINS = 10
 _SHOWN_CLUSTERS = 5
@@ -23,6 +24,10 @@ def corpus_section(corpus: CorpusFacts) -> CorpusSection:
     tables = [_origin_table("sources", inspection.sources, inspection)]
     if inspection.domains is not None:
         tables.append(_origin_table("web domains", inspection.domains, inspection))
+    if inspection.samples is not None:
+        rows = tuple(sample_rows(inspection.samples))
+        headers = ("", "samples", "" if inspection.samples.other is None else "other text of this corpus")
+        tables.append(Table("Documents sampled from the base model", headers, (False, True, True), rows))
     tables += [*_repeat_tables(inspection), *_contamination_tables(inspection)]
     return CorpusSection(
         title(corpus.role),
