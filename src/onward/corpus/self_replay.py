@@ -55,7 +55,7 @@ class SampleLog:
     def documents(
         self, section: SelfReplay, generate: Generate, tokenizer: LoadedTokenizer, seed: int
     ) -> Iterator[Document]:
-        """Yield the logged documents, then sampled ones, until they hold `section.tokens` tokens or the sampler ends."""
+        """Yield the logged documents, then sampled ones, until they hold `section.tokens` tokens or sampling ends."""
         assert section.tokens is not None, "the pipeline gives an open budget its number"
         tokens = following = drawn = 0
         for logged in self.read():
