@@ -11,12 +11,13 @@ from rich.console import Console
 
 from known_corpus import KnownCorpus, write_known_corpus
 from onward import terminal
+from onward.analysis import Comparison, Comparisons, Difference
 from onward.corpus.inspected import Cluster, Inspection, Removed, Repeats
 from onward.corpus.inspection import inspect_corpus
 from onward.corpus.ledger import Count, Ledger
 from onward.corpus.survey import Origin, Origins
 from onward.reporting.console import bar, common_folder, inspection_view, percent, screened
-from onward.terminal import Terminal, print_inspection, print_ledger
+from onward.terminal import Terminal, print_comparisons, print_inspection, print_ledger
 
 FACTS = "123,456 documents  20.1 MB/s  5,432 documents/s  4.52M tokens/s"
 
@@ -250,3 +251,30 @@ def test_the_folder_that_names_share() -> None:
     assert common_folder(["/a/b", "/c/d"]) == ""
     assert common_folder(["a.org", "b.org"]) == ""
     assert common_folder([]) == ""
+
+
+@pytest.mark.parametrize(("width", "shows_p"), [(80, False), (100, True)])
+def test_a_comparison_fits_and_cuts_nothing(
+    width: int, shows_p: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Perplexities of a model that knows nothing, long names, the longest verdict: whole, at any usual width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    low, high = -123_456_789.0, 98_765_432.1
+    facts = {"p_value": 0.5, "p_adjusted": 0.52, "verdict": "not distinguishable", "items": 5153}
+    flips = {"right_to_wrong": None, "wrong_to_right": None}
+    rows = (
+        Difference("lambada_openai", "perplexity", 23_456_789.0, 91.234, high, low, high, **facts, **flips),
+        Difference("mmlu_continuation", "acc_norm", 0.31, 0.29, -0.02, -0.1, 0.06, **facts, **flips),
+        Difference("piqa", "acc", 0.1, 0.1, 0.0, -0.1, 0.1, **facts, **flips, chance=0.5, below_chance=(True, True)),
+    )
+    print_comparisons(Comparisons("base", (Comparison("base", "other", rows, ()),)))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    for whole in ("2.35e7", "91.23", "+9.88e7", "\N{MINUS SIGN}1.23e8 to"):
+        assert whole in printed
+    for word in ("LAMBADA", "perplexity", "continuations", "acc_norm", "distinguishable"):
+        assert word in printed
+    assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert ("p (Holm)" in printed) == ("0.5" in printed) == shows_p
+    assert "PIQA, acc: both scores are below guessing, 50.0 %" in printed
+    assert "in the table named below" in " ".join(printed.split())

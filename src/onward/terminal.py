@@ -7,11 +7,15 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from rich.console import ConsoleOptions, RenderResult
+    from rich.table import Table
 
     from onward.analysis import Comparisons
     from onward.corpus.inspected import Inspection
@@ -26,6 +30,8 @@ _LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line is written this often."""
 _FILE_COLUMNS = 110
 """Width of tables in a file or a pipe, where the variable COLUMNS does not say another."""
+_NAME_COLUMNS, _VERDICT_COLUMNS = 12, 15
+"""The least width of what is compared (`MMLU, acc_norm` in two lines), and of a verdict (`distinguishable`)."""
 _ONE_LINE_COLUMNS = 68
 """What a bar with a long title, its percentage and the time left take."""
 
@@ -48,6 +54,18 @@ class _Bar(Progress):
         for task in self.tasks:
             if task.fields["below"]:
                 yield Text(f"  {task.fields['below']}", overflow="fold")
+
+
+class _FirstThatFits:
+    """The first of some tables whose least width there is room for, else the last."""
+
+    def __init__(self, *tables: "Table") -> None:
+        self._tables = tables
+
+    def __rich_console__(self, console: Console, options: "ConsoleOptions") -> "RenderResult":
+        unbounded = options.update(max_width=10_000)  # else no table would be told to need more than there is
+        least = ((Measurement.get(console, unbounded, table).minimum, table) for table in self._tables)
+        yield next((table for width, table in least if width <= options.max_width), self._tables[-1])
 
 
 class Terminal:
@@ -133,14 +151,35 @@ def print_error(error: "UserError") -> None:
 
 def print_summary(rows: "tuple[SummaryRow, ...]", title: str) -> None:
     """Print the before/after table to standard output."""
+    _print_results(_summary_table(rows, title))
+
+
+def _summary_table(rows: "tuple[SummaryRow, ...]", title: str) -> "RenderableType":
+    """Return the table, with p where there is room for it; names and verdicts may take several lines."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for column in ("", "before", "after", "change", "95 % interval", ""):
-        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.name, row.before, row.after, row.change, row.interval, row.verdict)
-    _print_results(table)
+    numbers = {
+        "before": [row.before for row in rows],
+        "after": [row.after for row in rows],
+        "change": [row.change for row in rows],
+        "95 % interval": [row.interval for row in rows],
+        "p (Holm)": [row.p_value for row in rows],
+    }
+
+    def table(*columns: str, is_least: bool = False) -> Table:
+        made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        made.add_column("", overflow="fold", min_width=_NAME_COLUMNS)
+        for column in columns:
+            width = None if is_least else max(map(len, numbers[column]), default=0)
+            made.add_column(column, justify="right", overflow="fold", min_width=width, no_wrap=not is_least)
+        made.add_column("", overflow="fold", min_width=_VERDICT_COLUMNS)
+        for place, row in enumerate(rows):
+            made.add_row(row.name, *(numbers[column][place] for column in columns), row.verdict)
+        return made
+
+    without_p = tuple(numbers)[:-1]
+    return _FirstThatFits(table(*numbers), table(*without_p), table(*without_p, is_least=True))
 
 
 def print_scores(scores: "Sequence[tuple[str, Scores]]", as_json: bool) -> None:
@@ -173,10 +212,17 @@ def _interval(low: float, high: float) -> str:
 
 def print_comparisons(comparisons: "Comparisons") -> None:
     """Print what became of each model in comparison with the first, then of all of them pooled where asked for."""
+    from onward.analysis.wording import below_text, title
     from onward.reporting.summary import summary_rows
 
     for comparison in comparisons.tables:
         print_summary(summary_rows(comparison), f"{comparison.before} (before) and {comparison.after} (after)")
+        for row in comparison.differences:
+            if (low := below_text(row)) is not None:
+                _print_results(Text(f"{title(row.name)}, {row.metric}: {low}"))
+    _print_results(
+        Text("p after Holm, items and how many changed, letters picked, text by source: in the table named below")
+    )
 
 
 def print_ledger(label: str, ledger: "Ledger") -> None:

@@ -240,3 +240,42 @@ def test_the_test_of_text_is_of_its_groups(tmp_path):
     sides = [np.array([r.nats for r in sorted(rows, key=lambda r: r.item)]) for rows in (before, after)]
     assert row.groups == 10
     assert row.p_value == sign_flip(*sides, groups, 9_999, 0)
+
+
+def test_a_score_below_chance_is_said_to_be_so_and_never_at_chance(tmp_path):
+    low, high, guess = (np.arange(1000) % 100 < share for share in (10, 60, 25))
+
+    def found(before, after):
+        comparison = pair(tmp_path, task_rows("sciq", before), task_rows("sciq", after))
+        return comparison.find("sciq"), next(said for said in comparison.summary if "sciq" in said)
+
+    row, said = found(low, low)
+    assert (row.verdict, row.below_chance) == ("not distinguishable", (True, True))
+    assert said.endswith("not distinguishable; both scores are below guessing, 25.0 %.")
+    row, said = found(low, high)
+    assert (row.verdict, row.below_chance) == ("gained", (True, False))
+    assert said.endswith("gained; the score before is below guessing, 25.0 %.")
+    row, said = found(guess, low)
+    assert row.verdict == "lost"
+    assert said.endswith("the score after is below guessing, 25.0 %.")
+    row, said = found(guess, guess)
+    assert (row.verdict, row.below_chance) == ("at chance", (False, False))
+    assert "guessing" not in said
+
+
+def test_below_chance_is_below_the_habit_of_picking_letters(tmp_path):
+    """A habit of a letter that is seldom right scores 20 %: a few known items on top are above it, below 25 % still."""
+    gold = np.arange(1000) % 10 % 4  # letters 0 and 1 are right in 30 %, 2 and 3 in 20 %
+
+    def rows(picked):
+        answers = zip(task_rows("mmlu", gold == picked), gold, picked, strict=True)
+        return [dataclasses.replace(row, gold=int(g), predicted=int(p)) for row, g, p in answers]
+
+    habit, wrong = rows(np.full(1000, 3)), rows((gold + 1) % 4)
+    row = pair(tmp_path, habit, wrong).find("mmlu")
+    assert (row.before, row.after) == pytest.approx((0.2, 0.0))
+    assert row.below_chance == (False, True)
+    able = rows(np.where((gold == 0) & (np.arange(1000) < 140), 0, 3))
+    row = pair(tmp_path, able, wrong).find("mmlu")
+    assert row.before == pytest.approx(0.242)
+    assert row.below_chance == (False, True)

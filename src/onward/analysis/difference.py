@@ -25,7 +25,8 @@ class Difference:
     test and interval. right_to_wrong, wrong_to_right: questions that changed, None for text. touched: questions left
     out because they stood in the corpora's text, seen: those of them that stayed in the training text. chance: score
     of guessing, None where nothing is chosen. source: of held-out text, None for all of it. seeds: the score of
-    each seed's model where several are pooled. why: what a `not distinguishable` rests on.
+    each seed's model where several are pooled. why: what a `not distinguishable` rests on. below_chance: whether the
+    score before, and after, is lower than guessing would leave it (p <= 0.05).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Difference:
     source: str | None = None
     seeds: tuple[float, ...] = ()
     why: str | None = None
+    below_chance: tuple[bool, bool] = (False, False)
 
     @property
     def is_text(self) -> bool:

@@ -102,6 +102,7 @@ def share_row(pair: Pair, metric: str, how: Resampling) -> Difference:
         groups=pair.groups,
         p_mcnemar=p_mcnemar,
         chance=chance,
+        below_chance=(below_chance(pair, metric, pair.before), below_chance(pair, metric, pair.after)),
     )
 
 
@@ -166,6 +167,28 @@ def at_chance(pair: Pair, metric: str, side: Items) -> bool:
         return False
     right = side.right[metric]
     return binomial_two_sided(int(right.sum()), len(right), pair.score.chance) > LEVEL
+
+
+def below_chance(pair: Pair, metric: str, side: Items) -> bool:
+    """Whether a score is lower than guessing, p <= 0.05: wrong more often than somebody who knows nothing.
+
+    Guessing is what `at_chance` takes it for: where options are letters, picking each as often as the model does.
+    """
+    if pair.score is None or pair.score.chance is None or at_chance(pair, metric, side):
+        return False
+    options = fixed_options(pair)
+    guessed = pair.score.chance
+    if metric == "acc" and options is not None:
+        subjects = side.subject.astype(str)
+        counts = [
+            [
+                np.bincount(answer[subjects == subject].astype(np.int64), minlength=len(options))
+                for answer in (side.gold, side.predicted)
+            ]
+            for subject in np.unique(subjects)
+        ]
+        guessed = sum(float(gold @ picked) / gold.sum() for gold, picked in counts) / len(side)
+    return bool(side.right[metric].mean() < guessed)
 
 
 def corrected(tables: list[list[Difference]]) -> list[list[Difference]]:

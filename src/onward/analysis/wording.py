@@ -22,6 +22,7 @@ TITLES = {
     "cloze:domain": "Cloze of the domain",
 }
 HOLDS_ZERO = "the interval holds zero"
+_WHOLE, _SCIENTIFIC = 1e4, 1e7
 MINUS = "\N{MINUS SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 
@@ -35,9 +36,16 @@ def title(name: str) -> str:
 
 
 def number(value: float, decimals: int, sign: bool = False) -> str:
-    """Write a number with a true minus sign and thousands separators; `sign` also writes the plus."""
+    """Write a number with a true minus sign and thousands separators; `sign` also writes the plus.
+
+    Large ones are written short: no decimals from 10,000 on, `1.23e7` from ten millions on.
+    """
     if math.isnan(value):
         return "unknown"
+    if _SCIENTIFIC <= abs(value) < math.inf:  # the perplexity of a model that does not know the language
+        power = int(math.log10(abs(value)))
+        return f"{number(value / 10**power, 2, sign)}e{power}"
+    decimals = 0 if abs(value) >= _WHOLE else decimals
     text = f"{value:{'+' if sign else ''},.{decimals}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")  # a rounded zero has no direction
@@ -104,7 +112,16 @@ def sentence(difference: Difference) -> str:
     if difference.seeds:
         what = f"{what}, {len(difference.seeds)} seeds"
     why = f" ({difference.why})" if difference.why and difference.why != HOLDS_ZERO else ""
-    return f"{named}: {what}: {difference.verdict}{why}."
+    low = below_text(difference)
+    return f"{named}: {what}: {difference.verdict}{why}{'' if low is None else f'; {low}'}."
+
+
+def below_text(difference: Difference) -> str | None:
+    """Say that a score is lower than that of guessing, which is no chance: `both scores are below guessing, 25.0 %`."""
+    if difference.chance is None or not any(difference.below_chance):
+        return None
+    which = {(True, True): "both scores are", (True, False): "the score before is", (False, True): "the score after is"}
+    return f"{which[difference.below_chance]} below guessing, {percent(difference.chance)}"
 
 
 def without_text(difference: Difference) -> str:
