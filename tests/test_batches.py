@@ -3,8 +3,9 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
-from math import ceil
+from math import ceil, lcm
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -79,6 +80,97 @@ def test_the_replay_share_is_exact_in_every_window(share: Fraction, sequences: i
     slots = window * sequences
     general = found.slots_of((first + window) * sequences)[1] - found.slots_of(first * sequences)[1]
     assert abs(general - share * slots) < 1
+
+
+SHARES = st.lists(
+    st.fractions(min_value=Fraction(1, 997), max_value=Fraction(1, 5), max_denominator=997), min_size=1, max_size=4
+)
+
+
+def mixed(
+    *shares: Fraction, sequences: int = 3, steps: int = 1000, order: Literal["corpus", "blocks"] = "corpus"
+) -> BatchPlan:
+    replay = tuple((name, share) for name, share in zip("abcd", shares, strict=False))
+    return BatchPlan(LENGTH, sequences, replay, seed=7, stage_steps=(steps,), order=order)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shares=SHARES, first=st.integers(0, 10**12), slots=st.integers(0, 5000))
+def test_every_window_holds_the_share_of_every_corpus(shares: list[Fraction], first: int, slots: int) -> None:
+    """The total within one sequence; each corpus within one for every corpus that is split off before it."""
+    found = mixed(*shares)
+    counts = np.subtract(found.slots_of(first + slots), found.slots_of(first)).tolist()
+    assert sum(counts) == slots
+    assert min(counts) >= 0
+    assert slots - counts[0] == (first + slots) * sum(shares) // 1 - first * sum(shares) // 1
+    for level, (count, share) in enumerate(zip(counts, found.shares, strict=True)):
+        assert abs(count - share * slots) < level + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares=SHARES, first=st.integers(0, 10**6))
+def test_a_window_that_can_hold_the_shares_exactly_does(shares: list[Fraction], first: int) -> None:
+    found = mixed(*shares)
+    slots = lcm(*(share.denominator for share in found.shares))
+    counts = np.subtract(found.slots_of(first + slots), found.slots_of(first)).tolist()
+    assert counts == [share * slots for share in found.shares]
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares=SHARES, first=st.integers(0, 10**12))
+def test_every_slot_goes_to_one_corpus(shares: list[Fraction], first: int) -> None:
+    found = mixed(*shares)
+    for slot in range(first, first + 50):
+        assert sorted(np.subtract(found.slots_of(slot + 1), found.slots_of(slot)).tolist()) == [*[0] * len(shares), 1]
+
+
+@pytest.mark.parametrize("slots", [100, 10**6, 10**30])
+def test_shares_are_counted_in_integers_however_far_a_run_goes(slots: int) -> None:
+    assert mixed(Fraction(29, 100), Fraction(1, 100)).slots_of(slots) == (
+        slots * 70 // 100,
+        slots * 29 // 100,
+        slots // 100,
+    )
+
+
+@pytest.mark.parametrize("order", ["corpus", "blocks"])
+def test_several_replayed_corpora_are_read_as_the_plan_counts_them(
+    tmp_path: Path, order: Literal["corpus", "blocks"]
+) -> None:
+    found = mixed(Fraction(1, 10), Fraction(1, 5), Fraction(1, 30), sequences=5, steps=60, order=order)
+    for seed, name in enumerate(found.corpora):
+        write_corpus(tmp_path / name, DOMAIN * (seed + 1), LENGTH, seed=seed, block_documents=6)
+    batches = Batches(found, [open_corpus(tmp_path / name) for name in found.corpora], padding_id=0)
+    rows = [batches.sequences(step) for step in range(60)]
+    assert Counter(name for step in rows for name, _ in step) == found.needed_sequences()
+    assert found.needed_sequences() == {"domain": 200, "a": 30, "b": 60, "c": 10}
+    for name in found.corpora:  # each in an order of its own: every sequence once before any comes again
+        size = open_corpus(tmp_path / name).num_sequences
+        read = [sequence for step in rows for corpus, sequence in step if corpus == name][:size]
+        assert len(set(read)) == len(read)
+    again = Batches(found, [open_corpus(tmp_path / name) for name in found.corpora], padding_id=0)
+    for step in (59, 0, 31):  # resuming is an integer
+        batch = again[step]
+        assert again.sequences(step) == rows[step]
+        assert batch.replayed_B.tolist() == [name != "domain" for name, _ in rows[step]]
+        counted = Counter(name for name, _ in rows[step])
+        assert again.count(step).replayed_sequences == tuple(counted[name] for name in "abc")
+
+
+def test_the_replay_share_is_exact_to_the_token(tmp_path: Path) -> None:
+    """All rows are as long, so that a window with the share of sequences has the share of tokens."""
+    batches = opened(tmp_path, plan(replay="3/20", sequences=4, steps=40))
+    for first in range(0, 30):
+        window = [batches[step] for step in range(first, first + 5)]
+        replayed = sum(batch.ids_BT[batch.replayed_B].size for batch in window)
+        assert replayed * 20 == 3 * sum(batch.ids_BT.size for batch in window)
+
+
+def test_a_control_reads_general_text_alone() -> None:
+    content = {"stages": ["1M"], "batch_tokens": 100_000, "sequence_tokens": 2000, "text": "general"}
+    found = plan_batches(Training.model_validate({**content, "forgetting": {"replay": None}}), seed=0)
+    assert (found.corpora, found.shares) == (("general",), (1,))
+    assert found.needed_sequences() == {"general": 500}
 
 
 def test_the_rows_follow_the_interleaving_and_the_need_is_counted(tmp_path: Path) -> None:

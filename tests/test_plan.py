@@ -39,14 +39,13 @@ def place(tmp_path: Path) -> Path:
 
 def preparations(recipe: Recipe, place: Path) -> tuple[ModelSource, dict[str, Preparation]]:
     base = describe(place / "model")
-    needed = {"domain": 72, "general": 8}
     corpora = {"domain": recipe.corpus, "general": recipe.general}
     found = {
         role: plan_preparation(
             corpus,
             tokenizer=read_tokenizer(base.folder),
             sequence_tokens=recipe.training.sequence_tokens,
-            wanted_tokens=wanted_tokens(corpus, needed[role], recipe),
+            wanted_tokens=wanted_tokens(role, corpus, recipe),
             seed=recipe.seed,
             folders=small_run.folders(place),
             label=role,
@@ -72,7 +71,7 @@ def test_a_plan_foresees_what_the_run_then_computes(place: Path) -> None:
     base, found = preparations(recipe, place)
     assert all(read_manifest(preparation.folder) is None for preparation in found.values()), "planning prepares nothing"
     domain, general = (make(preparation, None, None) for preparation in found.values())
-    plan = plan_run(recipe, before.parameters, domain, general)
+    plan = plan_run(recipe, before.parameters, {"domain": domain, "general": general})
     after = foreseen(place)
     assert (before.stages, before.steps) == (plan.stages, plan.steps) == (after.stages, after.steps)
     assert [text.basis for text in before.texts] == ["estimated", "estimated"]
@@ -114,7 +113,7 @@ def test_models_between_the_stages_and_questions_are_part_of_the_plan(place: Pat
     recipe = small_run.recipe(place, evaluation__at=[480, 960, 1920, 480])
     _, preparations_found = preparations(recipe, place)
     domain, general = (make(preparation, None, None) for preparation in preparations_found.values())
-    plan = plan_run(recipe, found.parameters, domain, general)
+    plan = plan_run(recipe, found.parameters, {"domain": domain, "general": general})
     assert plan.disk_bytes == found.disk.checkpoints + found.disk.models
 
 

@@ -2,6 +2,8 @@
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +152,23 @@ def test_questions_of_the_own_text_are_scored_too_whatever_the_limit(shape: Mode
     assert found.seconds.value > plain.seconds.value + 3 * 4000 * costs.REQUEST_SECONDS.value
 
 
+def test_no_more_cloze_questions_are_planned_than_the_held_out_text_can_give(shape: ModelShape) -> None:
+    settings = Evaluation(tasks=(), cloze=100_000)
+    few, many = (
+        foresee_evaluation(settings, shape, 60e12, [replace(text(), held_out_tokens=tokens)], models=2)
+        for tokens in (125_000.0, 1e9)
+    )
+    assert (few.cloze_items, few.cloze_wanted, few.requests) == (200, 100_000, 800)
+    assert many.cloze_items == 4000, "so much of the text is looked at"
+    some = foresee_evaluation(Evaluation(tasks=(), cloze=150), shape, 60e12, [text()], models=2)
+    assert (some.cloze_items, some.cloze_wanted) == (150, 150)
+
+
 def test_the_mixture_of_two_texts_looks_back_as_far_as_its_parts() -> None:
     texts = [text(pairs_per_token=100.0), text("general", pairs_per_token=300.0)]
-    assert pairs_of(texts, 0.25) == 150
-    assert pairs_of(texts[:1], 0.0) == 100
+    replaying = replace(PLAN, replay=(("general", Fraction(1, 4)),))
+    assert pairs_of(texts, replaying) == 150
+    assert pairs_of(texts[:1], PLAN) == 100
 
 
 def test_checkpoints_take_twelve_bytes_a_parameter_and_what_is_there_is_not_counted_again(tmp_path: Path) -> None:

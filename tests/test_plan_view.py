@@ -100,6 +100,7 @@ def planned(training: Training | None = None) -> Foresight:
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
         replay_share="5%",
+        replay="5% general text",
         maximum_repetition=4.0,
         curve=rate_curve(training, batches.stage_steps),
         memory=MEMORY,

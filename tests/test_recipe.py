@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from onward.errors import UserError, UserErrors
-from onward.recipe import format_seconds, format_share, format_tokens, load_recipe, recipe_from_mapping
+from onward.recipe import format_seconds, format_share, format_tokens, load_recipe, recipe_from_mapping, replay_words
 from onward.recipe.quantities import parse_seconds, parse_share, parse_tokens
 from onward.recipe.starter import write_starter
 
@@ -28,6 +28,48 @@ def test_tokens_are_read_exactly_and_written_back(text: object, tokens: int) -> 
 def test_what_is_no_number_of_tokens_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match=r"token|quantity"):
         parse_tokens(text)
+
+
+def test_text_by_name_is_what_training_reads_beside_the_domain() -> None:
+    text = {"sources": [{"path": "w"}], "quality": "none"}
+    forgetting = {"replay": {"web": "2%", "self": "1%"}, "ewc": {"text": "books"}}
+    recipe = recipe_from_mapping(
+        MINIMAL | {"training": {"forgetting": forgetting}, "corpora": {"web": text, "books": text, "unread": text}}
+    )
+    assert list(recipe.texts()) == ["domain", "web", "self", "books"]
+    assert recipe.texts()["self"].self_replay is not None
+    assert [*recipe_from_mapping(minimal(general=text)).texts()] == ["domain", "general"]
+    assert replay_words(recipe.training.forgetting.replayed) == "2% web and 1% self"
+    assert replay_words({"general": Fraction(1, 20)}) == "5% general text"
+    assert replay_words({}) == "none"
+
+
+def test_the_seed_of_training_is_the_recipes_unless_it_has_one() -> None:
+    assert recipe_from_mapping(minimal(seed=3)).training_seed == 3
+    own = {"forgetting": {"replay": None}, "seed": 0}
+    assert recipe_from_mapping(minimal(seed=3, training=own)).training_seed == 0
+
+
+def test_what_is_wrong_with_replayed_text_is_said_at_once() -> None:
+    with pytest.raises(UserErrors) as caught:
+        recipe_from_mapping(MINIMAL | {"training": {"text": "general", "forgetting": {"replay": {"wbe": "5%"}}}})
+    assert "there is no corpus `wbe`; there are: self" in str(caught.value)
+    assert "training.text: there is no `general` text; add it, or write `training.text: domain`" in str(caught.value)
+    assert "`training.text: general` trains on general text alone; write `replay: null`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("domain", "`domain` means something else already"),
+        ("sampled", "`sampled` means something else already"),
+        ("web text", "`web text` is no name of a corpus: letters, digits"),
+        ("a.b", "`a.b` is no name of a corpus"),
+    ],
+)
+def test_names_of_corpora_can_be_written_everywhere(name: str, message: str) -> None:
+    with pytest.raises(UserErrors, match=message):
+        recipe_from_mapping(minimal(corpora={name: {"sources": [{"path": "w"}]}}))
 
 
 def test_a_share_is_exact_and_a_forgotten_percent_sign_is_noticed() -> None:
@@ -70,7 +112,7 @@ def test_an_unknown_key_inside_a_list_names_the_nearest() -> None:
         ({"training": {"stages": ["1k"], "forgetting": {"replay": None}}}, "shorter than a step"),
         ({"training": {"forgetting": {"replay": "100%"}}, "general": {"sources": [{"path": "b"}]}}, "below 100%"),
         ({"training": {}}, "no `general` text to replay"),
-        ({"corpus": {"self_replay": {"tokens": "1k"}}}, "only `general` can be sampled"),
+        ({"corpus": {"self_replay": {"tokens": "1k"}}}, "only text to replay can be sampled"),
         ({"corpus": {"sources": []}}, "no documents"),
         ({"corpus": {"sources": [{"path": "a"}], "quality": "fineweeb"}}, "unknown preset"),
     ],

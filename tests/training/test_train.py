@@ -17,6 +17,7 @@ import torch
 from circumstances import Notes
 from safetensors.torch import load_file
 
+from onward.artifact import fingerprint
 from onward.errors import UserError
 from onward.model.source import describe
 from onward.recipe import Training
@@ -104,6 +105,31 @@ def test_each_stage_leaves_a_model_that_transformers_opens_and_the_loss_falls(pl
     curve = [loss for _, loss in losses(place / "run")]
     assert len(curve) == 10
     assert curve[-1] < curve[0] - 1
+
+
+def test_checkpoints_of_a_version_with_fewer_knobs_are_gone_on_from(place: Path) -> None:
+    """What is new and unused is no other input: manifests without it still match."""
+    whole = train_in(place, "whole")
+    train_in(place, "run", until_stage=1)
+    for path in (place / "run" / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_bytes())
+        made_from = {name: value for name, value in manifest["made_from"].items() if value is not None}
+        assert {"training.seed", "training.text"}.isdisjoint(manifest["made_from"])
+        path.write_text(json.dumps(manifest | {"made_from": made_from, "fingerprint": fingerprint(made_from)}))
+    assert_same(train_in(place, "run")[1], whole[1])
+    assert [row["event"] for row in read_rows(place / "run" / "events.jsonl")].count("start") == 1
+
+
+def test_a_control_trains_on_general_text_alone(place: Path) -> None:
+    train_in(place, "control", settings(text="general", forgetting={"replay": None}))
+    rows = read_rows(place / "control" / "metrics.jsonl")
+    assert sum(row["replay_sequences"] for row in rows) == 0
+    alone = train(
+        settings(forgetting={"replay": None}), base=describe(place / "model"), corpora={"domain": place / "general"},
+        seed=3, run_folder=place / "alone",
+    )  # fmt: skip
+    assert losses(place / "control") == losses(place / "alone")
+    assert alone[0].steps == 5
 
 
 def test_a_second_call_does_nothing(place: Path) -> None:

@@ -15,7 +15,8 @@ class BatchPlan:
     sequences_per_step: global batch. replay: (corpus, share of the slots) of each replayed corpus. stage_steps:
     cumulative steps at the end of each stage. order: whether sequences are mixed over the whole corpus or within its
     blocks. maximum_repetition: how often a corpus may be passed over; the plan refuses a run beyond it, but a corpus
-    that is still being prepared shows its size only while it is read.
+    that is still being prepared shows its size only while it is read. text: the corpus of the slots that
+    are not replayed.
     """
 
     sequence_tokens: int
@@ -25,6 +26,7 @@ class BatchPlan:
     stage_steps: tuple[int, ...]
     order: Literal["corpus", "blocks"] = "corpus"
     maximum_repetition: float = inf
+    text: str = "domain"
 
     @property
     def step_tokens(self) -> int:
@@ -39,12 +41,13 @@ class BatchPlan:
     @property
     def corpora(self) -> tuple[str, ...]:
         """Names of the corpora that the slots are shared out over: the domain, then those that are replayed."""
-        return ("domain", *(name for name, _ in self.replay))
+        return (self.text, *(name for name, _ in self.replay))
 
     @property
-    def replay_share(self) -> Fraction:
-        """Share of the slots that is replayed, of all corpora together."""
-        return sum((share for _, share in self.replay), Fraction(0))
+    def shares(self) -> tuple[Fraction, ...]:
+        """Shares of the slots, of each of `corpora`; together 1."""
+        replayed = tuple(share for _, share in self.replay)
+        return (1 - sum(replayed, Fraction(0)), *replayed)
 
     def slots_of(self, slots: int) -> tuple[int, ...]:
         """How many of the first `slots` slots each of `corpora` takes.
@@ -54,7 +57,7 @@ class BatchPlan:
         """
         # In Python's integers: a share may have any denominator.
         taken, left, share_left = [], slots, Fraction(1)
-        for share in (1 - self.replay_share, *(share for _, share in self.replay)):
+        for share in self.shares:
             later = (share_left - share) / share_left
             rest = left * later.numerator // later.denominator
             taken.append(left - rest)
@@ -76,6 +79,5 @@ def plan_batches(training: Training, seed: int) -> BatchPlan:
     step_tokens = sequences * training.sequence_tokens
     steps = tuple(-(-tokens // step_tokens) for tokens in training.stages)
     replay = tuple(training.forgetting.replayed.items())
-    return BatchPlan(
-        training.sequence_tokens, sequences, replay, seed, steps, training.order, training.maximum_repetition
-    )
+    length, cap = training.sequence_tokens, training.maximum_repetition
+    return BatchPlan(length, sequences, replay, seed, steps, training.order, cap, training.text)

@@ -60,11 +60,9 @@ def prepare(
 
     with opened(recipe, set_, cache, runs, workers, engine, address) as opened_run:
         corpora = opened_run.corpora
-    print_ledger("domain", corpora.domain.ledger)
-    typer.echo(f"domain:  {corpora.domain.path}")
-    if corpora.general is not None:
-        print_ledger("general", corpora.general.ledger)
-        typer.echo(f"general: {corpora.general.path}")
+    for name, corpus in corpora.by_name().items():
+        print_ledger(name, corpus.ledger)
+        typer.echo(f"{name + ':':8} {corpus.path}")
 
 
 @app.command()

@@ -13,12 +13,11 @@ from onward.corpus.reading.inputs import Inputs
 from onward.corpus.reading.sources import find_inputs
 from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
-from onward.recipe import Corpus, Duplicates
+from onward.recipe import Corpus, Duplicates, section_of
 from onward.tasks.questions import Question
 
 FORMAT = 2
 """Version of what this step writes; a new one makes old artifacts not match."""
-_SECTIONS = {"domain": "corpus"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def plan_preparation(
         sequence_tokens,
         wanted,
         seed,
-        _SECTIONS.get(label, label),
+        section_of(label),
         training,
         held_out,
         looked_for,

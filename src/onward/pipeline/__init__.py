@@ -1,5 +1,6 @@
 """The step `run`, and each of its parts alone."""
 
-from onward.pipeline.run import Corpora, Run, RunResult
+from onward.pipeline.corpora import Corpora
+from onward.pipeline.run import Run, RunResult
 
 __all__ = ["Corpora", "Run", "RunResult"]

@@ -28,8 +28,8 @@ def train_by_ranks(
     not get to the end.
     """
     folder = folders.runs / recipe.name
-    stages = stages_of(recipe.training, recipe.seed, folder)[:until_stage]
-    points = points_of(recipe.training, recipe.evaluation.at, recipe.seed, folder)
+    stages = stages_of(recipe.training, recipe.training_seed, folder)[:until_stage]
+    points = points_of(recipe.training, recipe.evaluation.at, recipe.training_seed, folder)
     due = (*stages, *(point for point in points if point.number <= len(stages)))
     if all(is_whole(place.folder, lambda _: None) for place in due):  # the ranks tell what is damaged
         return stages

@@ -1,27 +1,23 @@
 """The step `run`, and each of its parts alone: which stages are due, in order; resuming is asking the artifacts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
-from math import ceil
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onward.artifact import Folders, find, read_manifest, write_json
-from onward.batches import plan_batches
-from onward.corpus.engine import processes
-from onward.corpus.preparation import Items, Preparation, plan_preparation
-from onward.corpus.prepare import PreparedCorpus, make
-from onward.corpus.reading.sources import find_inputs
+from onward.artifact import Folders, read_manifest, write_json
+from onward.corpus.preparation import Preparation
 from onward.errors import RankError, UserError
 from onward.model.source import ModelSource, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.pipeline.by_ranks import first_alone, train_by_ranks
+from onward.pipeline.corpora import Corpora, Preparing, is_compared_with_domain
 from onward.pipeline.run_folder import RunFolder
 from onward.pipeline.scoring import Scoring
-from onward.plan import Plan, check_domain, check_model, plan_run, wanted_tokens
+from onward.plan import Plan, check_model, plan_run
 from onward.progress import Progress, Silent
-from onward.recipe import TASKS, Corpus, Recipe, SelfReplay, load_recipe
+from onward.recipe import TASKS, Recipe, load_recipe, section_of
 from onward.recipe.sections import as_path
 from onward.training.launch import find_place
 
@@ -34,22 +30,6 @@ if TYPE_CHECKING:
     from onward.plan import Foresight
     from onward.reporting.report import ReportFiles
     from onward.training.stages import Stage
-
-_LEAST_SAMPLED_TOKENS = 20_000
-"""Self-replay samples at least so much: fewer documents would measure nothing when a part is held out."""
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """The prepared domain text and, where the recipe has it, general text."""
-
-    domain: PreparedCorpus
-    general: PreparedCorpus | None
-
-    def paths(self) -> dict[str, Path]:
-        """Return the artifact folder of each corpus by its name."""
-        paths = {"domain": self.domain.path}
-        return paths if self.general is None else paths | {"general": self.general.path}
 
 
 @dataclass(frozen=True)
@@ -111,25 +91,24 @@ class Run:
 
     @cached_property
     def corpora(self) -> Corpora:
-        """Prepared domain and general text."""
-        planned = self.planned_domain
-        self._check_sources()
-        prepared = self._make(planned)
-        general = self.recipe.general
-        if general is not None and general.self_replay is not None:
-            check_domain(self.recipe, prepared)
-        return self._with_corpora(prepared, self._general(prepared))
+        """The prepared texts: of the domain, general text, and what else is replayed."""
+        return self._preparing.all(self.planned_domain)
 
     @cached_property
     def planned_domain(self) -> Preparation:
         """The domain text as it will be prepared: where it will stand, and what from."""
         self._check_evaluation()
-        return self._planned(self.recipe.corpus, self._wanted["domain"], "domain")
+        return self._preparing.planned("domain", None)
+
+    @cached_property
+    def _preparing(self) -> Preparing:
+        inputs = (self.recipe, self.base, self.tokenizer, self.folders, self._kept, self.progress)
+        return Preparing(*inputs, self.workers, self.start_workers)
 
     @cached_property
     def plan(self) -> Plan:
         """Steps, repetition and size of the run, from what was prepared; raises UserError when it cannot work."""
-        plan = plan_run(self.recipe, _parameters(self.base), self.corpora.domain, self.corpora.general)
+        plan = plan_run(self.recipe, _parameters(self.base), self.corpora.by_name())
         if self.place.is_first:
             write_json(self.folder / "plan.json", asdict(plan))
         return plan
@@ -160,16 +139,10 @@ class Run:
         """
         from onward.plan import foresee
 
-        domain = self.planned_domain
-        self._check_sources()
-        preparations = {"domain": domain}
-        if self.recipe.general is not None:
-            is_there = read_manifest(domain.folder) is not None
-            preparations["general"] = self._planned_general(domain.folder if is_there else None)
         return foresee(
             self.recipe,
             base=self.base,
-            preparations=preparations,
+            preparations=self._preparing.all_planned(self.planned_domain),
             folders=self.folders,
             hardware=hardware,
             devices=self.processes,
@@ -186,7 +159,7 @@ class Run:
         """Score the base and every model whose training is done, by its tokens, the base first."""
         from onward.training.stages import stages_of
 
-        stages = stages_of(self.recipe.training, self.recipe.seed, self.folder)
+        stages = stages_of(self.recipe.training, self.recipe.training_seed, self.folder)
         places = sorted((*stages, *self._points()), key=lambda place: place.tokens)
         trained = [place for place in places if read_manifest(place.folder) is not None]
         return (self.score_base(), *(self.score_stage(place) for place in trained))
@@ -195,12 +168,12 @@ class Run:
         """The models between the stages' ends; stage: those that lie in it."""
         from onward.training.stages import points_of
 
-        points = points_of(self.recipe.training, self.recipe.evaluation.at, self.recipe.seed, self.folder)
+        points = points_of(self.recipe.training, self.recipe.evaluation.at, self.recipe.training_seed, self.folder)
         return tuple(point for point in points if stage in (None, point.number))
 
     @cached_property
     def _scoring(self) -> Scoring:
-        inputs = (self.recipe, self.base, self.corpora.paths(), self.folders, self._kept)
+        inputs = (self.recipe, self.base, self.corpora.scored(), self.folders, self._kept)
         return Scoring(*inputs, self.progress, self.processes)
 
     def report(self) -> "ReportFiles":
@@ -227,26 +200,6 @@ class Run:
                 self.score_stage(point)
             scores.append(self.score_stage(stages[-1]))
         return RunResult(self.folder, plan, stages, base_scores, tuple(scores), self.report())
-
-    def _sampled_tokens(self, general: Corpus, needed_sequences: int) -> int:
-        """How many tokens self-replay samples: the recipe's number, or what the stages need of it."""
-        if general.self_replay is None:
-            return 0
-        if general.self_replay.tokens is not None:
-            return general.self_replay.tokens
-        training = self.recipe.training
-        tokens = needed_sequences * training.sequence_tokens / training.maximum_repetition
-        if not general.held_out.sources:  # a part of the samples is held out and not replayed
-            tokens /= 1 - float(general.held_out.share)
-        # Short samples leave padding; a tenth more keeps the repetition under its cap.
-        return max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)
-
-    def _check_sources(self) -> None:
-        """Find a mistyped source of the general text before the domain is prepared; raises UserError."""
-        general = self.recipe.general
-        if general is not None:
-            for source in (*general.sources, *general.held_out.sources):
-                find_inputs(source)
 
     def _check_evaluation(self) -> None:
         """Find a misspelt task or a missing data folder before hours are spent; raises UserError."""
@@ -278,26 +231,25 @@ class Run:
             return
         from onward.corpus.background import Background
 
-        general = self.recipe.general
-        if general is not None and general.duplicates is not None and "domain" in general.duplicates.against:
-            todo = "run without --stream, or remove `domain` from general.duplicates.against"
-            raise UserError("general text that is compared with the domain cannot come before it", todo=todo)
-        prepared_general = self._general(None)
-        self._kept.record(
-            self.base, prepared_for=self._wanted
-        )  # a kill may leave checkpoints before the corpora are there
+        preparing = self._preparing
+        for name, corpus in preparing.beside_domain.items():
+            if is_compared_with_domain(corpus):
+                todo = f"run without --stream, or remove `domain` from {section_of(name)}.duplicates.against"
+                raise UserError(f"{name} text that is compared with the domain cannot come before it", todo=todo)
+        beside = preparing.beside(None)
+        # A kill may leave checkpoints before the corpora are there.
+        self._kept.record(self.base, prepared_for=preparing.wanted)
         background = Background(self.planned_domain, self.workers)
         self.progress.note("the domain is prepared beside the training, which begins on its first finished block")
         try:
-            paths = {"domain": self.planned_domain.folder}
-            paths |= {} if prepared_general is None else {"general": prepared_general.path}
-            self._train(1, paths, background.check)
+            paths = {name: corpus.path for name, corpus in beside.items()}
+            self._train(1, {"domain": self.planned_domain.folder, **paths}, background.check)
             prepared = background.result()
             kept, tokens = prepared.ledger.kept.documents, prepared.ledger.kept_tokens
             self.progress.note(f"the domain is prepared: {kept:,} documents kept, {tokens:,} tokens")
         finally:
             background.stop()
-        self.corpora = self._with_corpora(prepared, prepared_general)
+        self.corpora = preparing.recorded(prepared, beside)
 
     def _train(
         self,
@@ -315,7 +267,7 @@ class Run:
             self.recipe.training,
             base=self.base,
             corpora=corpora,
-            seed=self.recipe.seed,
+            seed=self.recipe.training_seed,
             run_folder=self.folder,
             cache=self.folders.cache,
             until_stage=until_stage,
@@ -324,83 +276,6 @@ class Run:
             progress=self.progress,
             while_waiting=while_waiting,
         )
-
-    @cached_property
-    def _wanted(self) -> dict[str, int]:
-        """How many tokens to keep of each corpus, and to sample."""
-        needed = plan_batches(self.recipe.training, self.recipe.seed).needed_sequences()
-        needed_general, general = needed.get("general", 0), self.recipe.general
-        wanted = {"domain": wanted_tokens(self.recipe.corpus, needed["domain"], self.recipe)}
-        if general is not None:
-            wanted["general"] = wanted_tokens(general, needed_general, self.recipe)
-            wanted["sampled"] = self._sampled_tokens(general, needed_general)
-        if self._kept.has_results:  # a stage more repeats this text within its cap; more text would be another corpus
-            wanted |= self._kept.recorded.get("prepared_for", {})
-        return wanted
-
-    @cached_property
-    def _items(self) -> Items | None:
-        """The benchmark items that the recipe scores, which its text must not hold."""
-        from onward.tasks.questions import item_facts, load_questions
-
-        evaluation = self.recipe.evaluation
-        if not evaluation.tasks:
-            return None
-        data = None if evaluation.data is None else as_path(evaluation.data)
-        tasks, limit = evaluation.tasks, evaluation.limit
-        return Items(item_facts(tasks, data, limit), partial(load_questions, tasks, data, limit))
-
-    def _general(self, domain: PreparedCorpus | None) -> PreparedCorpus | None:
-        """Prepare the general text; domain: what its duplicates may be looked for in."""
-        if self.recipe.general is None:
-            return None
-        return self._make(self._planned_general(None if domain is None else domain.path))
-
-    def _planned_general(self, domain: Path | None) -> Preparation:
-        """The general text as it will be prepared; domain: the prepared one, None to plan while it is not there."""
-        general = self.recipe.general
-        assert general is not None
-        if general.self_replay is not None:
-            sized = general.self_replay.model_copy(update={"tokens": self._wanted["sampled"]})
-            general = general.model_copy(update={"self_replay": sized})
-        if general.duplicates is not None and "domain" in general.duplicates.against:
-            others = [path for path in general.duplicates.against if path != "domain"]
-            against = (*([] if domain is None else [str(domain)]), *others)
-            duplicates = general.duplicates.model_copy(update={"against": against})
-            general = general.model_copy(update={"duplicates": duplicates})
-        return self._planned(general, self._wanted["general"], "general")
-
-    def _with_corpora(self, domain: PreparedCorpus, general: PreparedCorpus | None) -> Corpora:
-        corpora = Corpora(domain, general)
-        paths = {name: str(folder) for name, folder in corpora.paths().items()}
-        self._kept.record(self.base, corpora=paths, prepared_for=self._wanted)
-        return corpora
-
-    def _planned(self, corpus: Corpus, wanted: int, label: str) -> Preparation:
-        planned = plan_preparation(
-            corpus,
-            tokenizer=self.tokenizer,
-            sequence_tokens=self.recipe.training.sequence_tokens,
-            wanted_tokens=wanted,
-            seed=self.recipe.seed,
-            folders=self.folders,
-            items=self._items,
-            model_fingerprint=self.base.fingerprint,
-            label=label,
-        )
-        recorded = self._kept.recorded.get("corpora", {}).get(label) if self._kept.has_results else None
-        if recorded is not None:  # the corpus that the run began with; what changed since is named
-            find(Path(recorded), planned.made_from)
-        return planned
-
-    def _make(self, planned: Preparation) -> PreparedCorpus:
-        return make(planned, self._generate, self.start_workers or processes(self.workers), self.progress)
-
-    def _generate(self, settings: SelfReplay, seed: int) -> Iterator[str]:
-        from onward.model.generate import sample_documents
-        from onward.model.load import load_model
-
-        yield from sample_documents(load_model(self.base), self.tokenizer, settings, seed)
 
 
 def _parameters(base: ModelSource) -> int:

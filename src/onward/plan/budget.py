@@ -14,16 +14,45 @@ from onward.model.mobilellm import is_mobilellm
 from onward.model.source import ModelSource
 from onward.model.tokenizer import LoadedTokenizer
 from onward.plan.foresight import Range
-from onward.recipe import Corpus, Evaluation, Recipe, Training, format_tokens
+from onward.recipe import (
+    SCORED,
+    Corpus,
+    Evaluation,
+    Recipe,
+    Training,
+    format_share,
+    format_tokens,
+    replay_words,
+    section_of,
+)
 from onward.reporting.drawing import token_text
+
+_LEAST_SAMPLED_TOKENS = 20_000
+"""Self-replay samples at least so much: fewer documents would measure nothing when a part is held out."""
+
+
+@dataclass(frozen=True)
+class TextNeed:
+    """What training reads of a corpus: sequences needed, repetitions counted, and available; repetition: passes."""
+
+    sequences_needed: int
+    sequences_available: int
+    repetition: float
+
+    @staticmethod
+    def of(needed: int, available: int) -> "TextNeed":
+        """Return the need with the passes that follow."""
+        return TextNeed(needed, available, needed / available if available else 0.0)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Tokens, steps and repetition of a run.
 
-    steps: cumulative at the end of each stage. needed and available sequences per corpus; repetition = needed /
-    available. disk_bytes: predicted size of checkpoints. parameters: of the base model, tied ones counted once.
+    steps: cumulative at the end of each stage. replay_share: of all replayed corpora together; replay: what that is,
+    in words. needed and available sequences per corpus; repetition = needed / available. other_texts: of the corpora
+    beside domain and general text. disk_bytes: predicted size of checkpoints. parameters: of the base model, tied ones
+    counted once.
     """
 
     stages: tuple[int, ...]
@@ -32,12 +61,14 @@ class Plan:
     sequences_per_step: int
     step_tokens: int
     replay_share: str | None
+    replay: str
     domain_sequences_needed: int
     domain_sequences_available: int
     domain_repetition: float
     general_sequences_needed: int
     general_sequences_available: int
     general_repetition: float
+    other_texts: dict[str, TextNeed]
     parameters: int
     disk_bytes: int | None
 
@@ -66,11 +97,38 @@ def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -
         raise UserErrors(f"{recipe.name}: this model cannot run this recipe", problems)
 
 
-def wanted_tokens(corpus: Corpus, needed_sequences: int, recipe: Recipe) -> int:
-    """How many kept tokens to prepare: what training reads once, and enough documents to fill the held-out part."""
-    passes = min(1.0, recipe.training.maximum_repetition)
-    needed = ceil(needed_sequences * recipe.training.sequence_tokens / passes)
-    return max(needed, _for_held_out(corpus, recipe.evaluation), 1)
+def wanted_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int:
+    """How many kept tokens to prepare of a corpus of the recipe.
+
+    What training reads once, what the Fisher information is estimated on and, where it is scored, enough documents to
+    fill the held-out part.
+    """
+    passes, ewc = min(1.0, recipe.training.maximum_repetition), recipe.training.forgetting.ewc
+    needed = ceil(_read_sequences(name, recipe) * recipe.training.sequence_tokens / passes)
+    for_fisher = ewc.tokens if ewc is not None and ewc.text == name else 0
+    for_held_out = _for_held_out(corpus, recipe.evaluation) if name in SCORED else 0
+    return max(needed, for_fisher, for_held_out, 1)
+
+
+def sampled_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int | None:
+    """How many tokens to sample of a corpus: the recipe's number, or what training needs; None: it is not sampled."""
+    if corpus.self_replay is None or corpus.self_replay.tokens is not None:
+        return None if corpus.self_replay is None else corpus.self_replay.tokens
+    training, ewc = recipe.training, recipe.training.forgetting.ewc
+    tokens = _read_sequences(name, recipe) * training.sequence_tokens / training.maximum_repetition
+    tokens = max(tokens, ewc.tokens if ewc is not None and ewc.text == name else 0)
+    if not corpus.held_out.sources:  # a part of the samples is held out and not replayed
+        tokens /= 1 - float(corpus.held_out.share)
+    # Short samples leave padding; a tenth more keeps the repetition under its cap.
+    return max(ceil(tokens * 1.1), _LEAST_SAMPLED_TOKENS)
+
+
+def _read_sequences(name: str, recipe: Recipe) -> int:
+    """How many sequences training reads of a corpus; of a domain that a control leaves out those that it would read."""
+    needed = plan_batches(recipe.training, recipe.training_seed).needed_sequences()
+    if name == "domain" and name not in needed:
+        return sum(needed.values())
+    return needed.get(name, 0)
 
 
 def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
@@ -79,28 +137,30 @@ def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
     return floor(evaluation.held_out_tokens / corpus.held_out.share)
 
 
-def plan_run(recipe: Recipe, parameters: int, domain: PreparedCorpus, general: PreparedCorpus | None) -> Plan:
+def plan_run(recipe: Recipe, parameters: int, corpora: Mapping[str, PreparedCorpus]) -> Plan:
     """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap."""
-    batches = plan_batches(recipe.training, recipe.seed)
+    batches = plan_batches(recipe.training, recipe.training_seed)
     needed = batches.needed_sequences()
-    needed_domain, needed_general = needed["domain"], needed.get("general", 0)
-    available_domain = domain.ledger.sequences
-    available_general = general.ledger.sequences if general is not None else 0
-    _check_repetition(recipe.training, batches, {"domain": available_domain, "general": available_general})
-    replay = recipe.training.forgetting.replay_share
+    available = {name: corpus.ledger.sequences for name, corpus in corpora.items()}
+    _check_repetition(recipe.training, batches, available)
+    texts = {name: TextNeed.of(needed.get(name, 0), number) for name, number in available.items()}
+    domain, general = texts["domain"], texts.get("general", TextNeed.of(0, 0))
+    forgetting = recipe.training.forgetting
     return Plan(
         stages=recipe.training.stages,
         steps=batches.stage_steps,
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
         step_tokens=batches.step_tokens,
-        replay_share=None if not replay else f"{float(replay * 100):g}%",
-        domain_sequences_needed=needed_domain,
-        domain_sequences_available=available_domain,
-        domain_repetition=needed_domain / available_domain,
-        general_sequences_needed=needed_general,
-        general_sequences_available=available_general,
-        general_repetition=needed_general / available_general if available_general else 0.0,
+        replay_share=format_share(forgetting.replay_share) if forgetting.replayed else None,
+        replay=replay_words(forgetting.replayed),
+        domain_sequences_needed=domain.sequences_needed,
+        domain_sequences_available=domain.sequences_available,
+        domain_repetition=domain.repetition,
+        general_sequences_needed=general.sequences_needed,
+        general_sequences_available=general.sequences_available,
+        general_repetition=general.repetition,
+        other_texts={name: text for name, text in texts.items() if name not in SCORED},
         parameters=parameters,
         disk_bytes=sum(checkpoint_bytes(recipe.training, parameters, models_between(recipe))),
     )
@@ -123,7 +183,7 @@ def checkpoint_bytes(training: Training, parameters: int, between: int = 0) -> t
 
 def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:
     """Refuse a budget larger than the domain text allows before general text is sampled for it, which takes longest."""
-    batches = plan_batches(recipe.training, recipe.seed)
+    batches = plan_batches(recipe.training, recipe.training_seed)
     _check_repetition(recipe.training, batches, {"domain": domain.ledger.sequences})
 
 
@@ -133,7 +193,7 @@ def _check_repetition(training: Training, batches: BatchPlan, sequences: Mapping
     if len(found) == 1:
         raise found[0]
     if found:
-        raise UserErrors("both texts are too short for this run", found)
+        raise UserErrors(f"{len(found)} texts are too short for this run", found)
 
 
 @dataclass(frozen=True)
@@ -152,7 +212,7 @@ def passes_too_often(sequences_needed: int, sequences: Range, cap: float) -> boo
 def too_short(texts: Mapping[str, Supply], training: Training, batches: BatchPlan) -> list[UserError]:
     """Return what is wrong when a run passes over a text more often than the cap, with the budget that would work.
 
-    texts: by role, domain or general. The budget is the one that works for all of them.
+    texts: by the corpus's name. The budget is the one that works for all of them.
     """
     cap, length, problems = training.maximum_repetition, batches.sequence_tokens, []
     todo = f"{_shorter(texts, training, batches)}or raise training.maximum_repetition"
@@ -160,11 +220,11 @@ def too_short(texts: Mapping[str, Supply], training: Training, batches: BatchPla
         wanted, available = batches.needed_sequences().get(role, 0), floor(text.sequences.high)
         if passes_too_often(wanted, text.sequences, cap):
             # Text to be sampled is too short only where the recipe fixes its length.
-            more = "leave out general.self_replay.tokens" if text.basis == "to be sampled" else "add text"
+            more = f"leave out {section_of(role)}.self_replay.tokens" if text.basis == "to be sampled" else "add text"
             needed = f"{token_text(wanted * length)} tokens needed from {token_text(available * length)} {text.basis}"
             problem = UserError(
                 "the token budget is larger than the text allows",
-                f"training.stages, {'corpus' if role == 'domain' else role}",
+                f"training.stages, {section_of(role)}",
                 f"{needed}: {wanted / max(available, 1):.1f} repetitions",
                 f"at most {cap:g} repetitions",
                 f"{more}, {todo}",

@@ -95,6 +95,17 @@ _ROW_BYTES = 100
 """A row of items.parquet."""
 
 
+_CLOZE_BYTES, _CLOZE_MOST_BYTES = 2500, 10e6
+"""Held-out text that gives a question, at best (1 to 2.5 MB each: legal 2,500 bytes, medical 3,200, technical 5,500,
+textbooks 6,400), and how much of it is looked at."""
+
+
+def most_cloze_items(text: TextForesight) -> int:
+    """Return about how many questions the held-out part of a text can give at most (`evaluation.cloze`)."""
+    held_out = text.held_out_tokens * (text.bytes_per_token or _BYTES_PER_TOKEN)
+    return ceil(min(held_out, _CLOZE_MOST_BYTES) / _CLOZE_BYTES)
+
+
 def cloze_size(items: int) -> TaskSize:
     """Return the size of so many questions made from the domain's text (`evaluation.cloze`).
 
@@ -104,10 +115,10 @@ def cloze_size(items: int) -> TaskSize:
     return TaskSize(items, 4 * items, 950 * items)
 
 
-def pairs_of(texts: Sequence[TextForesight], replay: float) -> float:
-    """Return causal pairs per token of the mixture; replay: share of general text."""
+def pairs_of(texts: Sequence[TextForesight], batches: BatchPlan) -> float:
+    """Return causal pairs per token of the mixture."""
     by_role = {text.role: text.pairs_per_token for text in texts}
-    return by_role["domain"] * (1 - replay) + by_role.get("general", by_role["domain"]) * replay
+    return sum(float(share) * by_role[name] for name, share in zip(batches.corpora, batches.shares, strict=True))
 
 
 def utilisation(machine: Machine, shape: ModelShape, strategy: Strategy) -> Range:
@@ -189,8 +200,9 @@ def foresee_evaluation(
         (size, min(1.0, (evaluation.limit or size.items) / size.items), split_shots(task)[1] or 0)
         for task, size in known.items()
     ]
-    if evaluation.cloze is not None:  # the limit is for the tasks alone
-        parts.append((cloze_size(evaluation.cloze), 1.0, 0))
+    cloze_items = min(evaluation.cloze or 0, most_cloze_items(texts[0]))
+    if cloze_items:  # the limit is for the tasks alone
+        parts.append((cloze_size(cloze_items), 1.0, 0))
     requests, tokens, pairs = 0, 0.0, 0.0
     for size, share, shots in parts:
         length = size.bytes / ratio / size.items
@@ -212,7 +224,8 @@ def foresee_evaluation(
         seconds=each.times(models),
         unknown_tasks=tuple(task for task in evaluation.tasks if task not in known),
         between=between,
-        cloze_items=evaluation.cloze or 0,
+        cloze_items=cloze_items,
+        cloze_wanted=evaluation.cloze or 0,
     )
 
 

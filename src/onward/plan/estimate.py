@@ -8,6 +8,7 @@ from onward.artifact import Folders
 from onward.batches import BatchPlan, plan_batches
 from onward.corpus.preparation import Preparation
 from onward.errors import UserError
+from onward.evaluation.cloze.making import FEWEST
 from onward.model.shape import ModelShape, read_shape
 from onward.model.source import ModelSource
 from onward.plan.budget import Supply, models_between, round_budget, too_short
@@ -16,6 +17,7 @@ from onward.plan.costs import (
     foresee_disk,
     foresee_evaluation,
     foresee_training,
+    most_cloze_items,
     pairs_of,
 )
 from onward.plan.fit import foresee_memory
@@ -23,7 +25,16 @@ from onward.plan.foresight import Foresight, Machine, TextForesight
 from onward.plan.measure import time_steps
 from onward.plan.texts import foresee_text
 from onward.progress import Progress, Silent
-from onward.recipe import Recipe, Training, format_seconds, format_share, format_tokens
+from onward.recipe import (
+    SCORED,
+    Recipe,
+    Training,
+    format_seconds,
+    format_share,
+    format_tokens,
+    replay_words,
+    section_of,
+)
 from onward.training.hardware import Hardware, Precision, known_hardware, measured, this_machine
 from onward.training.launch import count_gpus
 from onward.training.schedule import learning_rate
@@ -59,36 +70,37 @@ def foresee(
 ) -> Foresight:
     """Return what a run will need, with every problem found; `Foresight.check` raises them.
 
-    preparations: `domain` and, where the recipe has it, `general`; what is prepared already is read off, of the rest a
-    sample is. hardware: a machine that is not here (`8xh100`), None: this one, with `devices` GPUs (or processes)
-    training together. measure: time a few real steps here. workers: processes that prepare text, None: one per core.
-    Raises UserError when the model or a source cannot be read, or the hardware is not known.
+    preparations: of the corpora by name; what is prepared already is read off, of the rest a sample is. hardware: a
+    machine that is not here (`8xh100`), None: this one, with `devices` GPUs (or processes) training together. measure:
+    time a few real steps here. workers: processes that prepare text, None: one per core. Raises UserError when the
+    model or a source cannot be read, or the hardware is not known.
     """
     if measure and hardware is not None:
         todo = "leave --hardware out to measure this machine, or --measure to plan for the other"
         raise UserError("only this machine can be measured", "--measure", f"--hardware {hardware}", todo=todo)
-    shape, batches = read_shape(base), plan_batches(recipe.training, recipe.seed)
+    shape, batches = read_shape(base), plan_batches(recipe.training, recipe.training_seed)
     here = _machine(recipe.training, hardware, devices)
     texts, problems = _texts(recipe.training, preparations, batches, workers or _cores(), progress)
     memory, problem = foresee_memory(
         recipe.training, shape, here.hardware, here.precision, batches, is_here=here.machine.here
     )
     problems += [] if problem is None else [problem]
-    problems += [_no_held_out(text) for text in texts if not text.held_out_tokens]
+    scored = [text for text in texts if text.role in SCORED]
+    problems += [_no_held_out(text) for text in scored if not text.held_out_tokens]
     timed, training = None, None
     if memory.chosen is not None:
-        strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, float(batches.replay_share))
+        strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, batches)
         if measure:
             settings = recipe.training.optimizer
             timed = time_steps(base, shape, settings, strategy, here.precision, batches, pairs, devices, progress)
         training = foresee_training(here.machine, here.hardware, shape, batches, pairs, strategy, timed)
     between = models_between(recipe)
     models = 1 + len(batches.stage_steps) + between
-    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, texts, models, between)
+    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
     disk = foresee_disk(recipe.training, shape.parameters, texts, evaluation, folders, folders.runs / recipe.name)
     if here.machine.here:
         problems += disk_problems(disk, folders)
-    replay = recipe.training.forgetting.replay_share
+    forgetting = recipe.training.forgetting
     foresight = Foresight(
         name=recipe.name,
         model=base.name,
@@ -99,7 +111,8 @@ def foresee(
         steps=batches.stage_steps,
         sequence_tokens=batches.sequence_tokens,
         sequences_per_step=batches.sequences_per_step,
-        replay_share=None if not replay else format_share(replay),
+        replay_share=format_share(forgetting.replay_share) if forgetting.replayed else None,
+        replay=replay_words(forgetting.replayed),
         maximum_repetition=recipe.training.maximum_repetition,
         curve=rate_curve(recipe.training, batches.stage_steps),
         memory=memory,
@@ -176,7 +189,7 @@ def _machine(training: Training, name: str | None, devices: int) -> _Here:
 
 def _no_held_out(text: TextForesight) -> UserError:
     """What scoring would stop with, after the text was prepared."""
-    section = "corpus" if text.role == "domain" else text.role
+    section = section_of(text.role)
     todo = f"raise {section}.held_out.share, give {section}.held_out.sources, or more documents"
     return UserError(f"no {text.role} text would be held out to score", f"{section}.held_out", "0 tokens", todo=todo)
 
@@ -197,6 +210,15 @@ def _text_notes(texts: list[TextForesight], recipe: Recipe) -> list[str]:
             for source in text.sources
             if source.tokens.value > 0 and source.read_tokens.high == 0
         ]
+    if recipe.general is None:
+        notes.append("forgetting is not measured: only the held-out part of `general` tells, and there is none")
+    wanted, most = recipe.evaluation.cloze or 0, most_cloze_items(texts[0])
+    if most < wanted:
+        few = "; with fewer than 40 the run would end before training" if most < 2 * FEWEST else ""
+        notes.append(
+            f"evaluation.cloze: {wanted:,} questions are asked for, and the held-out text of the domain gives at most "
+            f"some {most:,}{few}; hold more text out (corpus.held_out.share) for more"
+        )
     if recipe.evaluation.tasks and any(text.basis == "estimated" for text in texts):
         notes.append("items of the benchmarks were not looked for in the sample; few documents hold any")
     return notes

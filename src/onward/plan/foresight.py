@@ -64,12 +64,13 @@ class SourceForesight:
 class TextForesight:
     """What a corpus gives and what the run asks of it.
 
-    role: domain or general. basis: prepared (exact), estimated (from a sample of the files), or to be sampled (by the
-    base model). documents, tokens: kept, up to the wanted tokens. kept_share: of the text's bytes; of text to be
-    sampled what is not held out. sequences: packed. passes: how often training reads it. pairs_per_token: causal pairs
-    of positions over tokens, the mean length a position looks back over, itself included. losses: what drops most
-    documents, in words. prepare_seconds: None where nothing is left to prepare, or its time is not known. disk_bytes:
-    what is still to be written. held_out_tokens: of the text that may be scored.
+    role: the corpus's name: domain, general, or another that is replayed. basis: prepared (exact), estimated (from a
+    sample of the files), or to be sampled (by the base model). documents, tokens: kept, up to the wanted tokens.
+    kept_share: of the text's bytes; of text to be sampled what is not held out. sequences: packed. passes: how often
+    training reads it. pairs_per_token: causal pairs of positions over tokens, the mean length a position looks back
+    over, itself included. losses: what drops most documents, in words. prepare_seconds: None where nothing is left to
+    prepare, or its time is not known. disk_bytes: what is still to be written. held_out_tokens: of the text that may be
+    scored.
     """
 
     role: str
@@ -161,7 +162,7 @@ class EvaluationForesight:
     """What scoring costs. models: the base, one of each stage, and those of `evaluation.at`. requests, tokens: of one.
 
     unknown_tasks: those whose size is not known beforehand; they come on top. between: how many of the models are those
-    of `evaluation.at`. cloze_items: those wanted; a short text gives fewer.
+    of `evaluation.at`. cloze_items: as many as the held-out text can give of those wanted.
     """
 
     models: int
@@ -171,6 +172,7 @@ class EvaluationForesight:
     unknown_tasks: tuple[str, ...]
     between: int
     cloze_items: int
+    cloze_wanted: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,9 @@ class DiskForesight:
 class Foresight:
     """All that is foreseen of a run.
 
-    stages: cumulative tokens, steps: cumulative. maximum_repetition: most passes over a text. curve: (step, learning
-    rate), every border of a stage among them. memory, training, evaluation: None where nothing can be said, which
-    `problems` or `notes` explain. problems: what makes the run impossible, each with a way out.
+    stages: cumulative tokens, steps: cumulative. replay: in words. maximum_repetition: most passes over a text. curve:
+    (step, learning rate), every border of a stage among them. memory, training, evaluation: None where nothing can be
+    said, which `problems` or `notes` explain. problems: what makes the run impossible, each with a way out.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Foresight:
     sequence_tokens: int
     sequences_per_step: int
     replay_share: str | None
+    replay: str
     maximum_repetition: float
     curve: tuple[tuple[int, float], ...]
     memory: MemoryForesight | None

@@ -105,7 +105,7 @@ def _facts_view(foresight: Foresight) -> RenderableType:
         ("machine", f"{several}{machine.name}{where}: {rate}{room}"),
         ("steps", f"{foresight.steps[-1]:,} of {foresight.sequences_per_step:,} sequences of "
                   f"{foresight.sequence_tokens:,} tokens ({token_text(foresight.step_tokens)})"),
-        ("replay", "none" if foresight.replay_share is None else f"{foresight.replay_share} general text"),
+        ("replay", foresight.replay),
     ]  # fmt: skip
     title = Text.assemble((f"plan: {screened(foresight.name)}", "bold"))
     number = len(foresight.problems)
@@ -239,7 +239,9 @@ def _costs_view(foresight: Foresight) -> RenderableType:
     if evaluation.between:
         rows.append(("", f"{evaluation.between} of the models between the stages' ends (evaluation.at)"))
     if evaluation.cloze_items:
-        rows.append(("", f"{evaluation.cloze_items:,} questions of the domain's text among these (evaluation.cloze)"))
+        about = "at most some " if evaluation.cloze_items < evaluation.cloze_wanted else ""
+        items = f"{about}{evaluation.cloze_items:,} questions of the domain's text"
+        rows.append(("", f"{items} among these (evaluation.cloze)"))
     parts = {"corpora": disk.corpora, "checkpoints": disk.checkpoints, "models": disk.models, "scores": disk.scores}
     written = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size >= 1e3)
     rows.append(("disk", f"{amount(disk.total)}: {written}"))

@@ -1,6 +1,6 @@
 """Recipes: every knob of a run, typed and strict, with units."""
 
-from onward.recipe.forgetting import Ewc, Forgetting, Freeze, Lora
+from onward.recipe.forgetting import Ewc, Forgetting, Freeze, Lora, replay_words
 from onward.recipe.loading import load_recipe, recipe_from_mapping
 from onward.recipe.quality import PaperRules, Quality
 from onward.recipe.quantities import format_seconds, format_share, format_tokens
@@ -18,9 +18,10 @@ from onward.recipe.sections import (
 )
 from onward.recipe.study import Study
 from onward.recipe.training import Guard, Optimizer, Schedule, Training
-from onward.recipe.whole import Recipe
+from onward.recipe.whole import SCORED, Recipe, section_of
 
 __all__ = [
+    "SCORED",
     "TASKS",
     "Contamination",
     "Corpus",
@@ -48,4 +49,6 @@ __all__ = [
     "format_tokens",
     "load_recipe",
     "recipe_from_mapping",
+    "replay_words",
+    "section_of",
 ]

@@ -39,6 +39,12 @@ Replay = Annotated[
 ]
 
 
+def replay_words(replayed: Mapping[str, Fraction]) -> str:
+    """Say what is replayed: `5% general text`, `5% general text and 2% self`, `none`."""
+    shown = [f"{format_share(share)} {'general text' if name == GENERAL else name}" for name, share in replayed.items()]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]])) or "none"
+
+
 class Ewc(Section):
     """Elastic weight consolidation (1612.00796): weights that matter for general text are pulled back to the base.
 

@@ -81,6 +81,9 @@ class Training(Section):
     """The learning-rate curve."""
     seed: int | None = Field(None, ge=0)
     """Seed of the order of the sequences and of what training draws; null: the recipe's."""
+    text: Literal["domain", "general"] = "domain"
+    """What is trained on beside what is replayed. general: general text alone, the same steps without the domain: the
+    control that tells what more training by itself does (with `forgetting.replay: null`)."""
     forgetting: Forgetting = Forgetting()  # type: ignore[call-arg]
     """Remedies against forgetting."""
     order: Literal["corpus", "blocks"] = "corpus"

@@ -1,5 +1,6 @@
 """A whole recipe: its sections, and what must hold between them."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,14 @@ from onward.recipe.training import Training
 
 SAMPLES = Corpus(self_replay=SelfReplay(), quality=None, held_out=HeldOut(share="1%"))  # type: ignore[call-arg, arg-type]
 """The corpus `self` where the recipe does not write it: the base model's samples, without rules made for web pages."""
+DOMAIN = "domain"
+SCORED = (DOMAIN, GENERAL)
+"""The corpora whose held-out text is scored."""
+
+
+def section_of(corpus: str) -> str:
+    """Return where a recipe describes a corpus of the run: `corpus`, `general`, `corpora.NAME`."""
+    return {DOMAIN: "corpus", GENERAL: "general"}.get(corpus, f"corpora.{corpus}")
 
 
 class Recipe(Section):
@@ -41,10 +50,16 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         problems = []
         if self.corpus.self_replay is not None:
-            problems.append("corpus.self_replay: only `general` can be sampled from the base model")
+            problems.append("corpus.self_replay: only text to replay can be sampled from the base model")
         if self.corpus.duplicates is not None and "domain" in self.corpus.duplicates.against:
-            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for `general`")
+            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for the other corpora")
         problems += self._problems_of_replay(self.training.forgetting, "training.forgetting")
+        if self.training.text == GENERAL:
+            todo = "add it, or write `training.text: domain`"
+            problems += [] if self.general is not None else [f"training.text: there is no `general` text; {todo}"]
+            if self.training.forgetting.replay is not None:
+                problems.append("training.forgetting.replay: `training.text: general` trains on general text alone; "
+                                "write `replay: null`")  # fmt: skip
         for name, forgetting in ({} if self.study is None else self.study.remedies).items():
             problems += self._problems_of_replay(forgetting, f"study.remedies.{name}")
         last = self.training.stages[-1]
@@ -55,6 +70,18 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of training: of the order of the sequences and of what it draws; the corpora depend on `seed`."""
+        return self.seed if self.training.seed is None else self.training.seed
+
+    def texts(self) -> dict[str, Corpus]:
+        """Return the corpora that a run prepares, by name: the domain, general text, what else training reads."""
+        names = [GENERAL, *self.training.forgetting.replayed]
+        names += [] if self.training.forgetting.ewc is None else [self.training.forgetting.ewc.text]
+        found = {name: self.replayed_corpus(name) for name in names}
+        return {DOMAIN: self.corpus} | {name: corpus for name, corpus in found.items() if corpus is not None}
 
     def replayed_corpus(self, name: str) -> Corpus | None:
         """Return the corpus that `replay` knows by a name, None when there is none."""
@@ -78,7 +105,10 @@ class Recipe(Section):
     @field_validator("corpora")
     @classmethod
     def _names_are_free(cls, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
-        taken = {"domain", GENERAL} & corpora.keys()
+        taken = {*SCORED, "sampled"} & corpora.keys()
         if taken:
-            raise ValueError(f"`{min(taken)}` is another corpus of the recipe; choose another name")
+            raise ValueError(f"`{min(taken)}` means something else already; choose another name")
+        odd = [name for name in corpora if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)]
+        if odd:
+            raise ValueError(f"`{odd[0]}` is no name of a corpus: letters, digits, `-` and `_` (fineweb, web-2020)")
         return corpora

@@ -165,8 +165,12 @@ def run_facts(run: RunFiles) -> FactList:
         facts.append(
             ("step", f"{plan.step_tokens:,} tokens: {plan.sequences_per_step} sequences of {plan.sequence_tokens:,}")
         )
-    facts.append(("replay of general text", f"{plan.replay_share} of the sequences" if plan.replay_share else "none"))
-    for name, passes in (("domain", plan.domain_repetition), ("general", plan.general_repetition)):
+    # Plans of older versions know of general text alone.
+    replay = plan.replay or (f"{plan.replay_share} general text" if plan.replay_share else "none")
+    facts.append(("replayed sequences", replay))
+    passes_over = {"domain": plan.domain_repetition, "general": plan.general_repetition}
+    passes_over |= {name: text.get("repetition") for name, text in plan.other_texts.items()}
+    for name, passes in passes_over.items():
         if passes:
             facts.append((f"passes over {name} text", f"{passes:.2f}"))
     return FactList("What was run", tuple(facts))

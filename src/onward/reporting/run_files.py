@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +34,10 @@ class Environment:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """plan.json: what was to be done; steps and stages are cumulative, per stage."""
+    """plan.json: what was to be done; steps and stages are cumulative, per stage.
+
+    replay: in words. other_texts: facts of the corpora beside domain and general text, `repetition` among them.
+    """
 
     sequences_per_step: int | None = None
     step_tokens: int | None = None
@@ -44,6 +47,8 @@ class PlanFacts:
     replay_share: str | None = None
     domain_repetition: float | None = None
     general_repetition: float | None = None
+    replay: str | None = None
+    other_texts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parameters: int | None = None
 
 
@@ -145,7 +150,7 @@ Facts = TypeVar("Facts", Environment, PlanFacts)
 
 def _filled(kind: type[Facts], content: Mapping[str, Any]) -> Facts:
     """Fill a record of facts from JSON; missing ones keep their default, others are not for the report."""
-    known = {field.name for field in fields(kind)}
+    known = {each.name for each in fields(kind)}
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in known}
     return kind(**found)
 

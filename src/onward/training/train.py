@@ -98,6 +98,8 @@ def _inputs(training: Training, base: ModelSource, corpora: Mapping[str, Path], 
     for name in COST_KNOBS:
         settings.pop(name)
     settings.pop("seed")  # the seed that follows from it is an input itself
+    if training.text == "domain":  # the only choice of older versions, whose checkpoints do not name it
+        settings.pop("text")
     named = {"general": None} | {name: folder.name for name, folder in corpora.items()}
     return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": named}
 

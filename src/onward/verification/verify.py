@@ -17,7 +17,8 @@ from onward.artifact import MANIFEST, locked, write_text
 from onward.batches import plan_batches
 from onward.errors import UserError
 from onward.pipeline import Run
-from onward.recipe import Recipe
+from onward.pipeline.corpora import sampled
+from onward.recipe import Recipe, section_of
 from onward.training.launch import count_gpus
 from onward.training.record import read_rows
 from onward.verification.lives import Kill, live, plan_kills
@@ -49,7 +50,7 @@ def verify_resume(
     """
     run = run if isinstance(run, Run) else Run(run)
     starts = _ranks(ranks)
-    total = plan_batches(run.recipe.training, run.recipe.seed).total_steps
+    total = plan_batches(run.recipe.training, run.recipe.training_seed).total_steps
     steps = min(STEPS, total) if steps is None else steps
     if not 2 <= steps <= total:
         raise UserError("these steps cannot be trained twice", "--steps", str(steps), f"2 to {total}, the recipe's")
@@ -154,11 +155,12 @@ class _Trials:
         content["model"]["revision"] = run.base.revision
         # A run that has got a stage more stays on the text that was prepared for fewer.
         prepared = json.loads((run.folder / "artifacts.json").read_bytes())["prepared_for"]
-        content["corpus"]["tokens"] = recipe.corpus.tokens or prepared["domain"]
-        if recipe.general is not None:
-            content["general"]["tokens"] = recipe.general.tokens or prepared["general"]
-            if recipe.general.self_replay is not None:
-                content["general"]["self_replay"]["tokens"] = prepared["sampled"]
+        for name, corpus in recipe.texts().items():
+            text = corpus.model_dump(mode="json") | {"tokens": corpus.tokens or prepared[name]}
+            if corpus.self_replay is not None:
+                text["self_replay"]["tokens"] = prepared[sampled(name)]
+            section, _, key = section_of(name).partition(".")
+            content[section] = {**content[section], key: text} if key else text
         return content
 
     def _command(self, name: str, ranks: int, micro_batch: int | None) -> list[str]:
@@ -179,7 +181,7 @@ class _Trials:
             return (None,)
         cursor = json.loads((checkpoint / "state" / "cursor.json").read_bytes())
         whole = int(cursor["facts"]["strategy"]["micro_batch"])
-        rows = plan_batches(self.run.recipe.training, self.run.recipe.seed).sequences_per_step
+        rows = plan_batches(self.run.recipe.training, self.run.recipe.training_seed).sequences_per_step
         other = whole // 2 if whole > 1 else min(2, rows)
         return (whole, other) if other != whole else (None,)
 

@@ -1,0 +1,100 @@
+"""Runs that replay more than general text: every corpus by its name, from the recipe to the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import small_run
+from onward.artifact import Folders
+from onward.pipeline import Run, RunResult
+from onward.training.record import read_rows
+from onward.verification.verify import _Trials
+
+WEB = {"quality": "none", "minimum_bytes_per_token": None}
+
+
+def recipe_of(place: Path, **changes: Any) -> Any:
+    web = {"sources": [{"path": str(place / "web.jsonl")}], **WEB}
+    forgetting = {"replay": {"general": "10%", "web": "20%"}}
+    return small_run.recipe(place, **({"training__forgetting": forgetting, "corpora": {"web": web}} | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
+    place = small_run.write_inputs(tmp_path_factory.mktemp("run"))
+    small_run.write_texts(place / "web.jsonl", 20, seed=3)
+    run = Run(recipe_of(place), folders=small_run.folders(place), workers=1)
+    run.foresee().check()
+    return place, run.all()
+
+
+def test_every_corpus_is_planned_recorded_and_reported_by_its_name(finished: tuple[Path, RunResult]) -> None:
+    _, result = finished
+    plan, rows = result.plan, read_rows(result.folder / "metrics.jsonl")
+    assert (plan.replay_share, plan.replay) == ("30%", "10% general text and 20% web")
+    assert (plan.domain_sequences_needed, plan.general_sequences_needed) == (56, 8)
+    assert plan.other_texts["web"].sequences_needed == 16
+    assert sum(row["replay_sequences"] for row in rows) == 24
+    kept = json.loads((result.folder / "artifacts.json").read_bytes())
+    assert [*kept["corpora"]] == ["domain", "general", "web"]
+    manifest = json.loads((result.stages[-1].folder / "manifest.json").read_bytes())
+    assert manifest["made_from"]["corpora.web"] == Path(kept["corpora"]["web"]).name
+    page = result.report.markdown.read_text()
+    assert "| replayed sequences | 10% general text and 20% web |" in page
+    assert "| passes over web text |" in page
+    assert "### web" in page
+
+
+def test_only_domain_and_general_text_are_scored(finished: tuple[Path, RunResult]) -> None:
+    _, result = finished
+    assert [text.corpus for text in result.base_scores.held_out] == ["domain", "general"]
+    wanted = json.loads((result.folder / "artifacts.json").read_bytes())["prepared_for"]
+    # 16 sequences of 48 tokens; what is scored is read until its held-out part is long enough.
+    assert wanted == {"domain": 10_000, "general": 10_000, "web": 16 * 48}
+
+
+def test_without_general_text_forgetting_is_said_not_to_be_measured(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    small_run.write_texts(place / "web.jsonl", 20, seed=3)
+    alone = recipe_of(place, general=None, training__forgetting={"replay": {"web": "20%"}})
+    found = Run(alone, folders=small_run.folders(place), workers=1, is_plan=True).foresee()
+    found.check()
+    assert [text.role for text in found.texts] == ["domain", "web"]
+    assert any("forgetting is not measured" in note for note in found.notes)
+    assert found.replay == "20% web"
+
+
+def test_a_replayed_corpus_needs_no_held_out_text(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    small_run.write_texts(place / "web.jsonl", 20, seed=3)
+    web = {"sources": [{"path": str(place / "web.jsonl")}], "held_out": {"share": "0%"}, **WEB}
+    run = Run(recipe_of(place, corpora={"web": web}), folders=small_run.folders(place), workers=1)
+    run.foresee().check()
+    assert run.corpora.others["web"].ledger.held_out.documents == 0
+    assert [*run.corpora.scored()] == ["domain", "general"]
+
+
+def test_a_misspelt_source_of_replayed_text_is_found_before_anything_is_made(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    with pytest.raises(Exception, match=r"web\.jsonl"):
+        _ = Run(recipe_of(place), folders=small_run.folders(place), workers=1).corpora
+    assert not (place / "cache" / "corpora").exists()
+
+
+def test_a_text_too_short_to_replay_is_named_where_the_recipe_writes_it(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    small_run.write_texts(place / "web.jsonl", 2, seed=3)
+    once = recipe_of(place, training__maximum_repetition=1)
+    found = Run(once, folders=small_run.folders(place), workers=1, is_plan=True).foresee()
+    assert [problem.where for problem in found.problems] == ["training.stages, corpora.web"]
+
+
+def test_a_verification_stays_with_the_corpora_of_the_run(finished: tuple[Path, RunResult], tmp_path: Path) -> None:
+    place, _ = finished
+    run = Run(recipe_of(place), folders=small_run.folders(place), workers=1)
+    trials = _Trials(run, tmp_path, 2, None)  # type: ignore[arg-type]
+    again = Run(trials.recipe, folders=Folders(place / "cache", tmp_path / "runs"), workers=1)
+    assert again.corpora.paths() == run.corpora.paths()
+    assert again.recipe.corpora["web"].tokens == 16 * 48
