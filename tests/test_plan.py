@@ -106,8 +106,14 @@ def test_models_between_the_stages_and_questions_are_part_of_the_plan(place: Pat
     plain = foreseen(place)
     found = foreseen(place, evaluation__at=[480, 960, 1920, 480], evaluation__cloze=30)
     assert (plain.evaluation.models, found.evaluation.models) == (3, 5), "1,920 tokens are a stage's end"
-    assert (found.evaluation.between, found.evaluation.cloze_items) == (2, 30)
-    assert found.evaluation.requests == 4 * 30
+    questions = found.evaluation.cloze_items
+    assert (found.evaluation.between, found.evaluation.cloze_wanted) == (2, 30)
+    assert found.evaluation.requests == 4 * questions
+    assert questions < 30
+    (note,) = (note for note in found.notes if note.startswith("evaluation.cloze"))
+    assert "30 questions are asked for" in note
+    assert f"at most some {questions}; with fewer than 40 the run would end before training" in note
+    assert not any(note.startswith("evaluation.cloze") for note in plain.notes)
     assert found.disk.models == 2 * plain.disk.models
     assert found.disk.checkpoints == plain.disk.checkpoints
     recipe = small_run.recipe(place, evaluation__at=[480, 960, 1920, 480])

@@ -226,6 +226,8 @@ def test_models_between_the_stages_and_questions_of_the_own_text_are_named() -> 
         assert "7 models, each" in words
         assert "4 of the models between the stages' ends (evaluation.at)" in words
         assert "1,000 questions of the domain's text among these (evaluation.cloze)" in words
+        fewer = shown(replace(planned(), evaluation=replace(evaluation, cloze_wanted=9000)), width)
+        assert "at most some 1,000 questions of the domain's text" in " ".join(fewer.split())
     content = replace(planned(), evaluation=evaluation).as_json()["evaluation"]
     assert (content["between"], content["cloze_items"]) == (4, 1000)
 

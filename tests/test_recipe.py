@@ -211,6 +211,13 @@ def test_a_problem_of_an_override_is_said_to_stand_there(valid: Path) -> None:
     assert sorted(str(problem.where) for problem in found) == sorted(places)
 
 
+@pytest.mark.parametrize("name", ["cloze", "limit", "resamples"])
+@pytest.mark.parametrize("value", ["yes", "no"])
+def test_yes_is_no_number(valid: Path, name: str, value: str) -> None:
+    (problem,) = problems_of(valid, f"evaluation.{name}={value}")
+    assert "expected a number, not yes or no" in str(problem)
+
+
 def test_the_choices_of_a_knob_are_told_with_the_nearest(valid: Path) -> None:
     (problem,) = problems_of(valid, "training.sharding=zero4")
     assert problem.what == "unknown value of `sharding`"

@@ -197,6 +197,14 @@ class Evaluation(Section):
     """Make so many multiple-choice questions from the domain's held-out text, and score them (`cloze:domain`); null:
     none."""
 
+    @field_validator("limit", "resamples", "cloze", mode="before")
+    @classmethod
+    def _counted(cls, value: object) -> object:
+        """`cloze: yes` would be one question: YAML's yes is the number 1 to Python."""
+        if isinstance(value, bool):
+            raise ValueError("expected a number, not yes or no (null switches it off, where it can be)")
+        return value
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _paper_tasks(cls, value: object) -> object:
