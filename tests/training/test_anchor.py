@@ -80,7 +80,7 @@ def test_a_strength_of_0_is_none_to_the_bit(strengths: dict[str, float]) -> None
     parameters = parameters_of()
     anchor = Anchor(optimizer_of(parameters), parameters, ALONE, **strengths)
     disturb(parameters)
-    parameters["norm"].data[0] = -0.0
+    parameters["norm"].data.fill_(-0.0)
     before = bits(parameters)
     anchor.pull(UPDATED)
     assert bits(parameters) == before

@@ -10,6 +10,7 @@ import torch
 from ranks_fisher import fisher
 
 from onward.artifact import MANIFEST, Folders
+from onward.batches import NO_TARGET, Batches, BatchPlan
 from onward.corpus.store import open_corpus
 from onward.errors import UserError
 from onward.model.load import load_model
@@ -134,6 +135,21 @@ def test_signs_are_of_seed_and_row(model: Path, corpus: Path, tmp_path: Path) ->
     assert all(torch.equal(one[name], other[name]) for name in one)
     again = estimated(model, corpus, seed=8).information
     assert not torch.allclose(again["model.norm.weight"], estimated(model, corpus).information["model.norm.weight"])
+
+
+@PER
+def test_each_labelled_token_or_document_has_one_sign(corpus: Path, per: str) -> None:
+    batch = Batches(BatchPlan(LENGTH, 1, (), 7, (3,)), [open_corpus(corpus)], padding_id=0)[2]
+    drawn = {key: module._signed(batch, per, key, ALONE.device) for key in [(7, 2), (7, 3), (8, 2)]}
+    for plus, minus in drawn.values():
+        chosen = torch.cat([plus, minus]).sort().values.numpy()
+        assert np.array_equal(chosen, np.flatnonzero(batch.labels_BT[0] != NO_TARGET))
+        shared = set(batch.documents_BT[0][plus.numpy()]) & set(batch.documents_BT[0][minus.numpy()])
+        assert not shared or per == "token"
+    again = module._signed(batch, "token", (7, 2), ALONE.device)[0]
+    others = [module._signed(batch, "token", key, ALONE.device)[0] for key in [(7, 3), (8, 2)]]
+    assert torch.equal(module._signed(batch, "token", (7, 2), ALONE.device)[0], again)
+    assert not any(torch.equal(other, again) for other in others)
 
 
 def test_an_artifact_is_normalised_and_tells_what_it_is_of(model: Path, corpus: Path, tmp_path: Path) -> None:

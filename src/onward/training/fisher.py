@@ -70,12 +70,12 @@ class SignedNetwork(Network):
 
     def signed_loss(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor, signed: Positions) -> torch.Tensor:
         """Return the summed cross-entropy of the first positions less that of the second."""
-        head = self.model.get_output_embeddings()
+        head, hidden_ND = self.model.get_output_embeddings(), self.scaled(hidden_ND)
+        bias = getattr(head, "bias", None)
         total = torch.zeros((), device=hidden_ND.device)
         for sign, chosen in zip((1, -1), signed, strict=True):
             if len(chosen):
-                hidden, labels = hidden_ND[chosen] * self._scale, labels_N[chosen]
-                bias = getattr(head, "bias", None)
+                hidden, labels = hidden_ND[chosen], labels_N[chosen]
                 total = total + sign * summed_loss(hidden, head.weight, labels, self.loss_chunk, bias, self._softcap)
         return total
 
