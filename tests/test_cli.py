@@ -17,8 +17,8 @@ import small_run
 from onward.cli import app
 from onward.recipe import Recipe, load_recipe
 
-COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "report", "evaluate", "compare", "inspect", "export")
-COMMANDS += ("init", "schema")
+COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "report", "evaluate", "compare", "blend")
+COMMANDS += ("study", "inspect", "export", "init", "schema")
 HIDDEN = ("score-share",)
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "pyarrow", "pydantic", "yaml", "rich", "lm_eval", "scipy"}
 HELP_SECONDS = 0.3

@@ -30,6 +30,7 @@ PAGES = (
     "docs/decisions.md",
     "docs/evaluation.md",
     "docs/footguns.md",
+    "docs/forgetting.md",
     "docs/numbers.md",
     "docs/python-api.md",
     "docs/quickstart.md",
@@ -42,6 +43,7 @@ NUM_COMMANDS = {
     "README.md": 6,
     "docs/corpus.md": 5,
     "docs/evaluation.md": 4,
+    "docs/forgetting.md": 2,
     "docs/quickstart.md": 6,
     "docs/recipe.md": 1,
     "docs/ray.md": 2,
@@ -52,10 +54,10 @@ NUM_PYTHON = {
     "README.md": 1,
     "docs/evaluation.md": 1,
     "docs/quickstart.md": 1,
-    "docs/python-api.md": 4,
+    "docs/python-api.md": 5,
     "docs/numbers.md": 1,
 }
-RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "report")
+RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "blend", "report")
 LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from onward.analysis.blending import Rule
     from onward.artifact import Folders
     from onward.corpus.engine import StartWorkers
     from onward.errors import UserError
@@ -25,6 +26,13 @@ class EngineName(StrEnum):
 
     LOCAL = "local"
     RAY = "ray"
+
+
+class Objective(StrEnum):
+    """What a blend is chosen by."""
+
+    BALANCE = "balance"
+    DOMAIN = "domain"
 
 
 class Precision(StrEnum):
@@ -59,6 +67,15 @@ Data = Annotated[
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="So many items of each task. [default: all]")]
 Texts = Annotated[
     list[str] | None, typer.Option("--text", metavar="FILE", help="Held-out text: jsonl, parquet, txt; repeatable.")
+]
+DomainTexts = Annotated[
+    list[str] | None, typer.Option("--domain", metavar="FILE", help="Held-out text of the domain; repeatable.")
+]
+GeneralTexts = Annotated[
+    list[str] | None, typer.Option("--general", metavar="FILE", help="Held-out general text; repeatable.")
+]
+BlendTasks = Annotated[
+    str | None, typer.Option("--tasks", metavar="A,B", help="Score every blend on these too. [default: text alone]")
 ]
 TextTokens = Annotated[
     str | None,
@@ -249,6 +266,22 @@ def _by_options(error: "UserError") -> "UserError":
 
     texts = (option(text) for text in (error.where, error.got, error.expected, error.todo))
     return type(error)(option(error.what) or "", *texts)
+
+
+def choice_rule(objective: Objective | None, general_loss: str | None) -> "Rule":
+    """Return what a blend is chosen by; raises UserError when it cannot be read."""
+    from onward.analysis.blending import Rule
+    from onward.errors import UserError
+    from onward.recipe.quantities import parse_share
+
+    if general_loss is None:
+        return Rule("balance" if objective is None else objective.value)
+    try:
+        limit = float(parse_share(general_loss))
+    except ValueError as error:
+        expected = str(error).removeprefix("expected ")
+        raise UserError("not a share", "--general-loss", general_loss, expected) from None
+    return Rule("domain" if objective is None else objective.value, limit)
 
 
 def refuse_options(recipe: str | None, of_models: dict[str, object], of_recipes: dict[str, object]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onward.analysis import Comparisons
+    from onward.analysis.blending import Blending
     from onward.corpus.inspected import Inspection
     from onward.corpus.ledger import Ledger
     from onward.errors import UserError
@@ -223,6 +224,28 @@ def print_comparisons(comparisons: "Comparisons") -> None:
     _print_results(
         Text("p after Holm, items and how many changed, letters picked, text by source: in the table named below")
     )
+
+
+def print_blending(found: "Blending") -> None:
+    """Print the line of blends, what was chosen, and how it compares on the test part."""
+    from rich.table import Table
+
+    from onward.reporting.blends import blend_table, task_table
+    from onward.reporting.summary import summary_rows
+
+    for content in (blend_table(found), task_table(found)):
+        if content is None:
+            continue
+        table = Table(title=content.caption, title_justify="left")
+        for head, is_number in zip(content.headers, content.numeric, strict=True):
+            table.add_column(head, justify="right" if is_number else "left", no_wrap=not is_number)
+        for row in content.rows:
+            table.add_row(*row)
+        _print_results(table)
+    _print_results(*map(Text, found.chosen_by))
+    for comparison in found.comparisons:
+        title = f"Test part: {comparison.before} (before) and {comparison.after} (after)"
+        print_summary(summary_rows(comparison), title)
 
 
 def print_ledger(label: str, ledger: "Ledger") -> None:

@@ -8,9 +8,13 @@ import typer
 from onward.cli.application import app
 from onward.command import (
     AsJson,
+    BlendTasks,
     Cache,
     Data,
+    DomainTexts,
+    GeneralTexts,
     Limit,
+    Objective,
     Out,
     Overrides,
     PrecisionOption,
@@ -20,7 +24,9 @@ from onward.command import (
     Tasks,
     Texts,
     TextTokens,
+    Work,
     Workers,
+    choice_rule,
     how_to_score,
     opened,
     options_named,
@@ -112,6 +118,69 @@ def compare(
         return
     print_comparisons(compared.comparisons)
     typer.echo(f"comparison: {compared.json}\ntable: {compared.markdown}")
+
+
+@app.command()
+def blend(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="BASE ADAPTED", help="Two models: folders, Hub ids, onward/tiny. Or one recipe."),
+    ],
+    domain: DomainTexts = None,
+    general: GeneralTexts = None,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Blends on the line, both ends among them.")] = 11,
+    choose: Annotated[
+        Objective | None,
+        typer.Option("--choose", help="balance: least sum of relative changes; domain. [default: balance]"),
+    ] = None,
+    general_loss: Annotated[
+        str | None,
+        typer.Option(
+            "--general-loss",
+            metavar="SHARE",
+            help="Easiest domain, general text up to so much harder.",
+        ),
+    ] = None,
+    set_: Overrides = None,
+    cache: Cache = None,
+    runs: Runs = None,
+    workers: Workers = None,
+    tasks: BlendTasks = None,
+    data: Data = None,
+    limit: Limit = None,
+    text_tokens: TextTokens = None,
+    precision: PrecisionOption = None,
+    out: Out = None,
+    gpus: ScoringGpus = None,
+    processes: ScoringProcesses = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score blends of a base and its adapted model; write one, chosen on half of the text, told of on the other."""
+    import json
+
+    from onward.pipeline.blend import blend_models, blend_run
+    from onward.pipeline.models import recipe_among
+    from onward.terminal import print_blending
+
+    told: dict[str, object] = {"--domain": domain, "--general": general, "--text-tokens": text_tokens}
+    told |= {"--precision": precision}
+    with user_errors():
+        recipe = recipe_among(models)
+        refuse_options(recipe, told, {"--set": set_, "--workers": workers, "--runs": runs})
+        rule = choice_rule(choose, general_loss)
+    scored = (tasks or "none", data, limit, None, text_tokens, precision)
+    if recipe is not None:
+        with opened(recipe, set_, cache, runs, workers, ranks=(gpus, processes)) as run:
+            work = Work(run.folders, run.progress, run.processes)
+            found = blend_run(run, how_to_score(work, *scored, out or run.folder / "blend"), steps, rule)
+    else:
+        with working(cache, None, (gpus, processes)) as work, options_named():
+            found = blend_models(models, how_to_score(work, *scored, out), domain or (), general or (), steps, rule)
+    if as_json:
+        typer.echo(json.dumps(found.blending.as_json() | {"model": str(found.model)}, ensure_ascii=False))
+        return
+    print_blending(found.blending)
+    typer.echo(f"blends: {found.json}\ntable: {found.markdown}\nfigure: {found.figure}\nmodel: {found.model}")
 
 
 @app.command(hidden=True)

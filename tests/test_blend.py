@@ -1,0 +1,201 @@
+"""`onward blend`: the line between two models, or of a recipe's base and its last stage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import small_run
+from onward.artifact import Folders
+from onward.cli import app
+from onward.evaluation import heldout
+from onward.evaluation.scores import read_scores
+from onward.model.load import export_model, load_model
+from onward.model.source import describe, resolve
+from onward.pipeline.blend import score_blends
+from onward.pipeline.given_text import given_text
+from onward.progress import Silent
+from onward.recipe import Evaluation
+from synthetic import write_model
+
+Invoke = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model, the same a little changed, and text."""
+    place = tmp_path_factory.mktemp("made")
+    write_model(place / "base", seed=1)
+    change(place / "base", place / "adapted", 0.02)
+    small_run.write_texts(place / "stories.jsonl", 30, seed=1)
+    small_run.write_texts(place / "letters.jsonl", 30, seed=2)
+    small_run.write_texts(place / "more.jsonl", 9, seed=3)
+    return place
+
+
+def change(base: Path, folder: Path, size: float) -> None:
+    model = load_model(describe(base))
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=random)
+    export_model(model, base, folder)
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(a) for a in arguments] + ["--cache", str(made / "cache")])
+
+    return call
+
+
+def test_the_line_is_scored_and_the_chosen_blend_is_a_model(invoke: Invoke, made: Path, tmp_path: Path) -> None:
+    texts = ("--domain", made / "stories.jsonl", "--domain", made / "more.jsonl", "--general", made / "letters.jsonl")
+    arguments = ("blend", made / "base", made / "adapted", *texts, "--steps", 3)
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    place = Path("scores/blended-base-adapted")
+    content = json.loads((place / "blend.json").read_bytes())
+    assert [row["share"] for row in content["blends"]] == [0, 0.5, 1]
+    assert sum(row["chosen"] for row in content["blends"]) == 1
+    assert sum(content["documents"]["domain"].values()) == 39, "several files are one text"
+    scores = read_scores(place / "scores/share-0.5")
+    assert [text.corpus for text in scores.held_out] == ["domain", "general"]
+    assert "Chosen on the dev part" in result.stdout
+    assert f"model: {place / 'model'}\n" in result.stdout
+    facts = json.loads((place / "model/blend.json").read_bytes())
+    assert facts["share"] == content["chosen"]
+    assert facts["chosen_by"].startswith("the smallest sum of relative changes")
+    assert "![" in (place / "blend.md").read_text()
+    picture = (place / "blend.svg").read_text()
+    assert picture.count('class="end"') == 3
+    assert "base" in picture
+
+    times = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    again = invoke(*arguments, "--json")
+    assert json.loads(again.stdout) == content | {"model": str(place / "model")}
+    assert times == {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+
+    other = invoke(*arguments, "--choose", "domain", "--general-loss", "100%")
+    assert other.exit_code == 0, other.output
+    lowest = min(content["blends"], key=lambda row: row["domain_dev"])["share"]
+    replaced = json.loads((place / "model/blend.json").read_bytes())
+    assert replaced["share"] == lowest
+    assert "100.0 % above the base" in replaced["chosen_by"]
+    assert load_model(place / "model").num_parameters() == load_model(made / "base").num_parameters()
+
+
+def test_the_packaged_model_and_a_changed_copy_on_text_and_tasks(
+    invoke: Invoke, made: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    tiny = resolve("onward/tiny").folder
+    change(tiny, tmp_path / "changed", 0.005)
+    bench = ("--tasks", "piqa", "--limit", 4, "--data", shared_data / "bench")
+    texts = ("--domain", made / "stories.jsonl", "--text-tokens", 900)
+    result = invoke("blend", "onward/tiny", "changed", *texts, *bench, "--steps", 2, "--out", "out")
+    assert result.exit_code == 0, result.output
+    place = Path("out/blended-tiny-changed")
+    content = json.loads((place / "blend.json").read_bytes())
+    assert {"piqa acc", "piqa acc_norm", "domain_dev", "domain_test"} <= content["blends"][0].keys()
+    assert "piqa acc" in result.stdout
+    assert content["chosen"] == 0, "noise makes no text easier"
+    assert "This is the base itself" in result.stdout
+    written, given = load_file(place / "model/model.safetensors"), load_file(tiny / "model.safetensors")
+    assert written.keys() == given.keys()
+    assert all(torch.equal(written[name], given[name]) and written[name].dtype == given[name].dtype for name in given)
+
+
+def test_a_killed_line_goes_on_at_its_share(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"domain": given_text("domain", [str(made / "stories.jsonl")], tmp_path, Silent())}
+    base, adapted = describe(made / "base"), describe(made / "adapted")
+    scored: list[int] = []
+    whole = heldout.score_documents
+
+    def score(killed_after: int | None = None) -> Any:
+        def documents(*arguments: Any) -> Any:
+            if len(scored) == killed_after:
+                raise KeyboardInterrupt
+            scored.append(1)
+            return whole(*arguments)
+
+        scored.clear()
+        monkeypatch.setattr(heldout, "score_documents", documents)
+        return score_blends(
+            base,
+            adapted,
+            (0.0, 0.25, 0.5, 1.0),
+            held_out=texts,
+            evaluation=Evaluation(tasks=(), resamples=100),
+            place=tmp_path / "blends",
+            folders=Folders(tmp_path, tmp_path),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        score(killed_after=2)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("blends/share-*/results.json")}
+    assert len(kept) == 2
+    found = score()
+    assert len(scored) == 2, "only what was missing"
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("blends/*/results.json")}.items()
+    assert [blend.share for blend in found] == [0.0, 0.25, 0.5, 1.0]
+    nats = [blend.scores.held_out[0].nats for blend in found]
+    assert len(set(nats)) == 4
+    again = score()
+    assert not scored
+    assert [blend.scores for blend in again] == [blend.scores for blend in found]
+
+
+def test_a_recipe_is_blended_by_its_own_text(invoke: Invoke, tmp_path: Path) -> None:
+    small_run.write_inputs(tmp_path / "place")
+    content = small_run.content(tmp_path / "place", training__stages=[960])
+    Path("small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    untrained = invoke("blend", "small.yaml")
+    assert untrained.exit_code == 2
+    assert "no stage of this recipe is trained yet" in untrained.stderr
+    assert invoke("train", "small.yaml", "--workers", 1).exit_code == 0
+    result = invoke("blend", "small.yaml", "--steps", 3, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    found = json.loads(Path("runs/small/blend/blend.json").read_bytes())
+    assert found["adapted"] == "tokens-000000960"
+    assert found["documents"].keys() == {"domain", "general"}
+    assert Path("runs/small/blend/model/model.safetensors").is_file()
+    assert not Path("scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("base",), "a blend is of two models"),
+        (("base", "adapted", "base"), "a blend is of two models"),
+        (("base", "adapted"), "there is no text to choose a blend by"),
+        (("base", "base", "--domain", "stories.jsonl"), "a model is named twice"),
+        (("base", "missing", "--domain", "stories.jsonl"), "missing"),
+        (("base", "onward/tiny", "--domain", "stories.jsonl"), "these are not two models of one network"),
+        (("base", "adapted", "--domain", "missing.jsonl"), "there is no such file"),
+        (("base", "adapted", "--domain", "one.txt"), "too little to be halved"),
+        (("base", "adapted", "--domain", "stories.jsonl", "--general-loss", "1%"), "add --general FILE"),
+        (("base", "adapted", "--domain", "stories.jsonl", "--general-loss", "5x"), "not a share"),
+        (("base", "adapted", "--domain", "stories.jsonl", "--set", "seed=1"), "these options are for a recipe"),
+        (("quickstart", "adapted"), "a recipe is scored alone"),
+        (("quickstart", "--domain", "stories.jsonl"), "the recipe itself says what is scored"),
+    ],
+)
+def test_wrong_requests_are_answered_with_code_2(
+    invoke: Invoke, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    for name in ("base", "adapted", "stories.jsonl"):
+        Path(name).symlink_to(made / name)
+    Path("one.txt").write_text("A line of the only document.\n")
+    result = invoke("blend", *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert not list(Path().glob("scores/*/model"))
