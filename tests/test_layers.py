@@ -23,6 +23,7 @@ ORDER = (
     "reporting",
     "plan",
     "pipeline",
+    "studies",
     "verification",
     "terminal",
     "command",

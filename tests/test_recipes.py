@@ -8,7 +8,9 @@ import pytest
 from onward.recipe import load_recipe
 from onward.recipe.loading import PACKAGED
 
-RECIPES = ("education", "paper", "quickstart")
+RECIPES = ("domains", "education", "paper", "quickstart", "sizes")
+STUDIES = ("domains", "sizes")
+"""Recipes that are made for the study of their name."""
 
 
 def test_no_recipe_is_forgotten(repository: Path) -> None:
@@ -20,7 +22,8 @@ def test_no_recipe_is_forgotten(repository: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_opens_with_the_command_that_runs_it(repository: Path, name: str) -> None:
     path = repository / "recipes" / f"{name}.yaml"
-    assert path.read_text(encoding="utf-8").splitlines()[:2] == [f"# onward run recipes/{name}.yaml", "#"]
+    command = f"study {name}" if name in STUDIES else "run"
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == [f"# onward {command} recipes/{name}.yaml", "#"]
     assert load_recipe(path).name == name
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +97,32 @@ def learning_rate(step: int, total_steps: int, cooldown: float) -> float:
     return PEAK_LEARNING_RATE * (1 - math.sqrt((step - start) / (total_steps - start)))
 
 
-def build_model() -> LlamaForCausalLM:
-    """6 layers, 192 wide, tied embeddings: 3.93M parameters, 7.9 MB in bf16."""
+@dataclass(frozen=True)
+class Shape:
+    """Layers, width, width of the feed-forward, heads of 32 and key-value heads."""
+
+    layers: int = 6
+    hidden: int = 192
+    feed_forward: int = 512
+    heads: int = 6
+    key_value_heads: int = 2
+
+
+TINY = Shape()
+"""3.93M parameters with tied embeddings, 7.9 MB in bf16."""
+
+
+def build_model(shape: Shape = TINY) -> LlamaForCausalLM:
+    """A Llama of random weights, the same ones every time."""
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=6,
-            num_key_value_heads=2,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
             max_position_embeddings=CONTEXT_TOKENS,
             rms_norm_eps=1e-5,
             tie_word_embeddings=True,
@@ -117,9 +133,9 @@ def build_model() -> LlamaForCausalLM:
     )
 
 
-def train(tokens: np.ndarray, out: Path, budget_tokens: int, cooldown: float) -> None:
+def train(tokens: np.ndarray, out: Path, budget_tokens: int, cooldown: float, shape: Shape = TINY) -> None:
     """Train to `budget_tokens` (resuming from `out/state.pt` when there is one) and save an fp32 model."""
-    model = build_model()
+    model = build_model(shape)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]

@@ -1,0 +1,157 @@
+"""Run what a study's members lack, one after the other; what fails is recorded and the others go on."""
+
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onward.artifact import Folders, read_manifest, write_text
+from onward.errors import UserError
+from onward.pipeline import Run
+from onward.progress import Progress
+from onward.signals import Interrupted
+from onward.studies.member import Member
+from onward.studies.plan import StudyPlan
+from onward.studies.states import drop_states
+from onward.training.launch import RanksEnded
+from onward.training.stages import Stage, points_of, stages_of
+
+KINDS = ("corpora", "base scores", "Fisher information", "trained members", "scores")
+_SHARED = {"corpora": "corpora", "base scores": "scores", "Fisher information": "fisher"}
+"""Folder of the cache by the kind of artifact."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A member that was not made: what it says, and the file with the traceback. is_users: its owner can mend it."""
+
+    member: str
+    message: str
+    traceback: Path
+    is_users: bool
+
+
+@dataclass
+class Counts:
+    """How many artifacts of a kind were made, and how often one that was there already was used."""
+
+    made: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    reused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    def add(self, kind: str, made: int, reused: int) -> None:
+        """Count one use of artifacts."""
+        self.made[kind] = self.made.get(kind, 0) + made
+        self.reused[kind] = self.reused.get(kind, 0) + reused
+
+    def words(self) -> str:
+        """Say all counts: `corpora 2 made, 22 reused; ...`; kinds that were not used are left out."""
+        used = [kind for kind in self.made if self.made[kind] + self.reused[kind]]
+        return "; ".join(f"{kind}: {self.made[kind]:,} made, {self.reused[kind]:,} reused" for kind in used)
+
+
+class Execution:
+    """Runs the members of a plan in this process.
+
+    workers, processes: as of `pipeline.Run`. keep_states: leave the optimizer's states of members that are scored.
+    """
+
+    def __init__(
+        self, plan: StudyPlan, progress: Progress, workers: int | None, processes: int, keep_states: bool
+    ) -> None:
+        self.plan, self.progress, self.workers, self.processes = plan, progress, workers, processes
+        self.keep_states = keep_states
+        self.folders = Folders(plan.cache, plan.runs)
+        self.counts = Counts()
+        self.failures: list[Failure] = []
+
+    def all(self) -> None:
+        """Make what is missing. A signal ends it (Interrupted, KeyboardInterrupt, SystemExit); nothing else does."""
+        for number, member in enumerate(self.plan.members, start=1):
+            self.progress.note(f"member {number} of {len(self.plan.members)}: {member.name}")
+            with self.recorded(member.name):
+                self._make(member)
+
+    @contextmanager
+    def recorded(self, name: str) -> Iterator[None]:
+        """Turn whatever a member raises into a Failure, with its traceback in a file; signals pass."""
+        path = self.plan.folder / "failed" / f"{name}.txt"
+        try:
+            yield
+            path.unlink(missing_ok=True)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if isinstance(error, RanksEnded) and error.status > 128:  # a signal that the ranks were told of
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "".join(traceback.format_exception(error)))
+            words = str(error) or type(error).__name__
+            self.failures.append(Failure(name, words, path, isinstance(error, UserError)))
+            self.progress.note(f"{name} failed: {words.splitlines()[0]} ({path})")
+
+    def _make(self, member: Member) -> None:
+        """Make the corpora, the base's scores, the training and its scores; all but scores alone for `baseline`."""
+        run = Run(
+            member.recipe, folders=self.folders, progress=self.progress, workers=self.workers, processes=self.processes
+        )
+        with self._counted("corpora", run):
+            _ = run.corpora
+        with self._counted("base scores", run):
+            run.score_base()
+        if self.plan.study == "baseline":
+            return
+        _ = run.plan
+        places = places_of(run)
+        there = sum(read_manifest(place.folder) is not None for place in places)
+        with self._counted("Fisher information", run):
+            run.train()
+        self.counts.add("trained members", int(there < len(places)), int(there == len(places)))
+        scored = sum(read_manifest(scores_of(run.folder, place)) is not None for place in places)
+        for place in places:
+            run.score_stage(place)
+        self.counts.add("scores", len(places) - scored, scored)
+        if not self.keep_states:
+            drop_states(run.folder)
+
+    @contextmanager
+    def _counted(self, kind: str, run: Run) -> Iterator[None]:
+        """Count the shared artifacts of a kind that the block makes, and those that the member found there."""
+        place = self.folders.cache / _SHARED[kind]
+        before = _complete(place)
+        yield
+        made = len(_complete(place) - before)
+        self.counts.add(kind, made, max(0, _uses(kind, run) - made))
+
+
+def _uses(kind: str, run: Run) -> int:
+    """How many artifacts of a kind a member needs."""
+    if kind == "corpora":
+        return len(run.corpora.paths())
+    ewc = run.recipe.training.forgetting.ewc
+    return 1 if kind == "base scores" else int(ewc is not None and ewc.strength > 0)
+
+
+def _complete(place: Path) -> set[Path]:
+    return {path.parent for path in place.glob("*/manifest.json")}
+
+
+def places_of(run: Run) -> tuple[Stage, ...]:
+    """Return where a member's models are: its stages' ends and the points between, by their tokens."""
+    training = run.recipe.training
+    stages = stages_of(training, run.recipe.seed, run.folder)
+    points = points_of(training, run.recipe.evaluation.at, run.recipe.seed, run.folder)
+    return tuple(sorted((*stages, *points), key=lambda place: place.tokens))
+
+
+def scores_of(run_folder: Path, place: Stage) -> Path:
+    """Return where the scores of a model of a run stand."""
+    return run_folder / "scores" / place.folder.name
+
+
+def base_scores_of(run_folder: Path) -> Path:
+    """Return the scores of the base that belong to a member."""
+    recorded: dict[str, Any] = json.loads((run_folder / "artifacts.json").read_bytes())
+    return Path(recorded["base_scores"])

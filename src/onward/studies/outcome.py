@@ -1,0 +1,75 @@
+"""What a study found, before it is a page: one table, one figure, one paragraph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onward.analysis.wording import decimals_for, number
+from onward.recipe import Recipe
+from onward.reporting.content import Table
+from onward.reporting.figures import Figure
+from onward.statistics import Interval
+from onward.studies.member import Variant
+from onward.studies.scored import Text
+
+PER_BYTE = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant whose seeds are trained and scored.
+
+    runs: the run folders of its seeds by number. texts: held-out texts by name, at the end of the training.
+    points: the same at the token counts between, where the study looks there. parameters: of the base model.
+    """
+
+    variant: Variant
+    recipe: Recipe
+    runs: Mapping[int, Path]
+    texts: Mapping[str, Text]
+    parameters: int
+    points: Mapping[int, Mapping[str, Text]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the training."""
+        return self.recipe.training.stages[-1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """headline: one sentence. findings: the sentences of the paragraph. rows: the table's numbers, as JSON."""
+
+    headline: str
+    findings: tuple[str, ...]
+    table: Table
+    rows: tuple[Mapping[str, Any], ...]
+    figure: Figure | None
+
+
+def change_texts(change: Interval, like: Interval | None = None) -> tuple[str, str]:
+    """Write a change and its interval, with two digits of the interval's width (of `like`'s, where it is given)."""
+    shape = like or change
+    places = decimals_for(shape.low, shape.high)
+    if change.low != change.low:
+        return number(change.estimate, places, sign=True), "unknown"
+    low, high = (number(end, places, sign=True) for end in (change.low, change.high))
+    return number(change.estimate, places, sign=True), f"{low} to {high}"
+
+
+def change_words(change: Interval) -> str:
+    """Write a change in a sentence: `−0.123 bits per byte (−0.130 to −0.116)`."""
+    value, interval = change_texts(change)
+    return f"{value} {PER_BYTE} ({interval})"
+
+
+def as_numbers(prefix: str, interval: Interval) -> dict[str, float | None]:
+    """Return an interval as three columns of a table of numbers; what is not known is None."""
+    values = {prefix: interval.estimate, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
+    return {name: None if value != value else round(value, 6) for name, value in values.items()}
+
+
+def listed(names: list[str]) -> str:
+    """Join names: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

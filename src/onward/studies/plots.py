@@ -1,0 +1,234 @@
+"""The plots of the studies as inline SVG, in a wide form and one for narrow screens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import cos, hypot, isfinite, log10, pi, sin
+
+from onward.reporting.drawing import Scale, line, path, svg, text, tick_text, ticks, token_text
+from onward.reporting.figures import NARROW, WIDE, Figure, rate_text
+from onward.statistics import Interval
+
+_CHARACTER, _LINE = 6.9, 15.0
+"""Width of a character and height of a line of labels, in pixels: for placing, a little more than they take."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A member in the plane: gain of the domain to the right, loss of general text upwards, both in bits per byte."""
+
+    name: str
+    gain: Interval
+    loss: Interval
+    kind: str
+    is_front: bool
+
+
+@dataclass
+class _Labels:
+    """Labels that have their place, so that the next one goes elsewhere: boxes of left, top, right, bottom."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def place(self, x: float, y: float, content: str) -> tuple[float, float] | None:
+        """Return the left end of the baseline of a label near a point, None where there is no room."""
+        width = len(content) * _CHARACTER
+        for reach in (12, 18, 26, 36, 48, 62, 78, 96, 116, 140):
+            for turn in range(16):
+                angle = (turn // 2 + (turn % 2) * 8) * pi / 8
+                middle_x, middle_y = x + (reach + width / 2 * abs(cos(angle))) * cos(angle), y - reach * sin(angle)
+                box = (middle_x - width / 2, middle_y - _LINE / 2, middle_x + width / 2, middle_y + _LINE / 2)
+                inside = box[0] >= self.left and box[2] <= self.right and box[1] >= self.top and box[3] <= self.bottom
+                if inside and not any(_meet(box, other) for other in self.taken):
+                    self.taken.append(box)
+                    return box[0], box[3] - 3.5
+        return None
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def plane_figure(points: Sequence[Point], caption: str) -> Figure:
+    """Draw members in the plane of domain gain and general loss, with their intervals and the Pareto front."""
+    return Figure("plot", caption, *(_plane(points, width, caption) for width in (WIDE, NARROW)))
+
+
+def _plane(points: Sequence[Point], width: int, caption: str) -> str:
+    wide = width == WIDE
+    left, right, top, bottom = (64, width - 20, 34, 500) if wide else (46, width - 10, 34, 360)
+    x = Scale(*_room([0.0, *_ends(point.gain for point in points)]), left, right)
+    y = Scale(*_room([0.0, *_ends(point.loss for point in points)]), bottom, top)
+    parts = _grid(x, y, 7 if wide else 4)
+    parts += [line(x(0), top, x(0), bottom, "zero"), line(left, y(0), right, y(0), "zero")]
+    front = sorted((point for point in points if point.is_front), key=lambda point: point.gain.estimate)
+    parts.append(path(((x(p.gain.estimate), y(p.loss.estimate)) for p in front), "front"))
+    labels = _Labels(left, top, right, bottom)
+    labels.taken += [_around(x(p.gain.estimate), y(p.loss.estimate), 6) for p in points]
+    for point in sorted(points, key=lambda point: not point.is_front):
+        if wide or point.is_front:
+            parts += _label(labels, point, x(point.gain.estimate), y(point.loss.estimate))
+    for point in points:  # after the labels, whose halos would hide them
+        place = x(point.gain.estimate), y(point.loss.estimate)
+        parts += _cross(point, x, y)
+        parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4.5" class="mark {point.kind}"/>')
+    unit = "bits per byte" if wide else "bits/byte"
+    parts.append(text(left - 40 if wide else 4, top - 16, f"general text: {unit} lost (lower is better)", "label"))
+    parts.append(text(right, bottom + 38, f"domain text: {unit} gained (further right is better)", "label", "end"))
+    return svg(width, bottom + 48, caption, "wide" if wide else "narrow", parts)
+
+
+def _label(labels: _Labels, point: Point, x: float, y: float) -> list[str]:
+    at = labels.place(x, y, point.name)
+    if at is None:
+        return []
+    middle = at[0] + len(point.name) * _CHARACTER / 2
+    near = min(max(x, at[0]), at[0] + len(point.name) * _CHARACTER), at[1] - 4
+    leader = [line(x, y, *near, "leader")] if hypot(near[0] - x, near[1] - y) > 14 else []
+    return [*leader, text(middle, at[1], point.name, "note strong" if point.is_front else "note", "middle")]
+
+
+def _around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
+    return x - reach, y - reach, x + reach, y + reach
+
+
+def _cross(point: Point, x: Scale, y: Scale) -> list[str]:
+    parts = []
+    if isfinite(point.gain.low):
+        middle = y(point.loss.estimate)
+        parts.append(line(x(point.gain.low), middle, x(point.gain.high), middle, f"reach {point.kind}"))
+    if isfinite(point.loss.low):
+        middle = x(point.gain.estimate)
+        parts.append(line(middle, y(point.loss.low), middle, y(point.loss.high), f"reach {point.kind}"))
+    return parts
+
+
+def _ends(intervals: Iterable[Interval]) -> list[float]:
+    return [value for each in intervals for value in (each.estimate, each.low, each.high) if isfinite(value)]
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = max(0.06 * (high - low), 1e-4)
+    return low - room, high + room
+
+
+def _grid(x: Scale, y: Scale, about: int) -> list[str]:
+    across, up = ticks(x.low, x.high, about), ticks(y.low, y.high, 6)
+    parts = [line(x(value), y.end, x(value), y.start, "grid") for value in across]
+    parts += [text(x(value), y.start + 18, tick_text(value, across), "tick", "middle") for value in across]
+    parts += [line(x.start, y(value), x.end, y(value), "grid") for value in up]
+    return parts + [text(x.start - 6, y(value) + 4, tick_text(value, up), "tick", "end") for value in up]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An interval of a plot of rows. group: what stands over the rows in common; kind: gained, lost, ..."""
+
+    group: str
+    name: str
+    value: Interval
+    words: str
+    kind: str
+
+
+def rows_figure(rows: Sequence[Row], caption: str, sides: tuple[str, str], unit: str) -> Figure:
+    """Draw intervals in rows around zero; sides: what left and right mean."""
+    return Figure("plot", caption, *(_rows(rows, width, caption, sides, unit) for width in (WIDE, NARROW)))
+
+
+def _rows(rows: Sequence[Row], width: int, caption: str, sides: tuple[str, str], unit: str) -> str:
+    wide = width == WIDE
+    left, right, pitch = (250, width - 190, 26) if wide else (14, width - 14, 46)
+    top, y = 40, 40.0
+    x = Scale(*_room([0.0, *_ends(row.value for row in rows)]), left, right)
+    places = []
+    for number, row in enumerate(rows):
+        y += pitch + (10 if number and rows[number - 1].group != row.group else 0)
+        places.append(y - pitch / 2)
+    bottom = y + 6
+    values = ticks(x.low, x.high, 6 if wide else 4)
+    parts = [line(x(v), top - 8, x(v), bottom, "grid") for v in values]
+    parts.append(line(x(0), top - 8, x(0), bottom, "zero"))
+    parts += [text(x(v), bottom + 18, tick_text(v, values, sign=True), "tick", "middle") for v in values]
+    parts.append(text(left, top - 20, f"\N{LEFTWARDS ARROW} {sides[0]}", "label"))
+    parts.append(text(right, top - 20, f"{sides[1]} \N{RIGHTWARDS ARROW}", "label", "end"))
+    for number, (row, at) in enumerate(zip(rows, places, strict=True)):
+        is_first = not number or rows[number - 1].group != row.group
+        parts += _row(row, x, at, is_first, width)
+    parts.append(text(right, bottom + 36, unit, "label", "end"))
+    return svg(width, bottom + 44, caption, "wide" if wide else "narrow", parts)
+
+
+def _row(row: Row, x: Scale, y: float, is_first: bool, width: int) -> list[str]:
+    wide = width == WIDE
+    mark_y = y if wide else y + 10
+    low, high = (end if isfinite(end) else row.value.estimate for end in (row.value.low, row.value.high))
+    parts = [
+        line(x(low), mark_y, x(high), mark_y, f"interval {row.kind}"),
+        f'<circle cx="{x(row.value.estimate):.1f}" cy="{mark_y:.1f}" r="4.5" class="mark {row.kind}"/>',
+    ]
+    if wide:
+        parts += [text(0, y + 4, row.group, "name")] if is_first else []
+        parts += [text(240, y + 4, row.name, "tick", "end"), text(width - 182, y + 4, row.words, "tick")]
+    else:
+        named = ", ".join(filter(None, (row.group, row.name)))
+        parts += [text(14, y - 6, named, "name"), text(width - 14, y - 6, row.words.split(" (")[0], "value", "end")]
+    return parts
+
+
+@dataclass(frozen=True)
+class Course:
+    """A line of a plot over tokens or learning rates: its name and (place, change with its interval)."""
+
+    name: str
+    points: tuple[tuple[float, Interval], ...]
+
+
+def courses_figure(courses: Sequence[Course], caption: str, x_label: str, is_tokens: bool) -> Figure:
+    """Draw changes over a logarithmic axis of tokens or learning rates, a line for each course."""
+    return Figure("plot", caption, *(_courses(courses, width, caption, x_label, is_tokens) for width in (WIDE, NARROW)))
+
+
+def _courses(courses: Sequence[Course], width: int, caption: str, x_label: str, is_tokens: bool) -> str:
+    wide = width == WIDE
+    left, right, top, bottom = 64, width - (120 if wide else 76), 34, 330
+    places = sorted({place for course in courses for place, _ in course.points})
+    logs = [log10(place) for place in places]
+    x = Scale(min(logs) - 0.08, max(logs) + 0.08, left, right)
+    y = Scale(*_room([0.0, *_ends(value for course in courses for _, value in course.points)]), bottom, top)
+    up = ticks(y.low, y.high, 6)
+    parts = [line(left, y(value), right, y(value), "grid") for value in up]
+    parts += [text(left - 6, y(value) + 4, tick_text(value, up, sign=True), "tick", "end") for value in up]
+    parts.append(line(left, y(0), right, y(0), "zero"))
+    free = -1e9
+    for place in places:
+        label = token_text(place) if is_tokens else rate_text(place)
+        if x(log10(place)) - free > 34:
+            parts.append(text(x(log10(place)), bottom + 18, label, "tick", "middle"))
+            free = x(log10(place))
+    ends = _spread([y(course.points[-1][1].estimate) for course in courses])
+    for number, course in enumerate(courses):
+        kind = f"course-{number % 4}"
+        points = [(x(log10(place)), y(value.estimate)) for place, value in course.points]
+        parts.append(path(points, f"course {kind}"))
+        for (px, py), (_, value) in zip(points, course.points, strict=True):
+            if isfinite(value.low):
+                parts.append(line(px, y(value.low), px, y(value.high), f"reach {kind}"))
+            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" class="dot {kind}"/>')
+        parts.append(text(right + 6, ends[number] + 4, course.name, "note"))
+    parts.append(text(left - 40, top - 16, "change in bits per byte (lower is better)", "label"))
+    parts.append(text(right, bottom + 38, x_label, "label", "end"))
+    return svg(width, bottom + 46, caption, "wide" if wide else "narrow", parts)
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Push heights apart, downwards from the topmost, so that lines of text do not meet."""
+    found = list(heights)
+    last = float("-inf")
+    for number in sorted(range(len(heights)), key=lambda n: heights[n]):
+        found[number] = last = max(heights[number], last + _LINE)
+    return found

@@ -1,0 +1,91 @@
+"""The study of rates: learning rates and batch sizes in short runs."""
+
+from collections.abc import Sequence
+
+from onward.recipe import format_tokens
+from onward.reporting.content import Table
+from onward.reporting.figures import rate_text
+from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.plots import Course, courses_figure
+from onward.studies.scored import told
+
+_RESAMPLES, _SEED = 2000, 0
+CAPTION = "Held-out domain text against the base, by peak learning rate and batch size, with 95 % intervals."
+
+
+def outcome(found: Sequence[Measured]) -> Outcome:
+    """Return the table, the plot and the findings."""
+    changes = {each.variant.name: each.texts["domain"].change(_RESAMPLES, _SEED) for each in found}
+    best = min(found, key=lambda each: changes[each.variant.name].estimate)
+    rows, numbers = [], []
+    for each in found:
+        own = changes[each.variant.name]
+        behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
+        verdict = "best" if each is best else told(behind)
+        general = each.texts["general"].change(_RESAMPLES, _SEED) if "general" in each.texts else None
+        rows.append((rate_text(_rate(each)), each.variant.family, *change_texts(own),
+                     *(("", "") if general is None else change_texts(general)),
+                     *(("", "") if each is best else change_texts(behind)), verdict))  # fmt: skip
+        numbers.append(
+            {"learning_rate": _rate(each), "batch_tokens": each.recipe.training.batch_tokens, "seeds": len(each.runs)}
+            | as_numbers("domain", own)
+            | ({} if general is None else as_numbers("general", general))
+            | as_numbers("behind_best", behind)
+            | {"verdict": verdict}
+        )
+    headers = ("learning rate", "batch", "domain", "95 % interval", "general", "95 % interval", "beside the best",
+               "95 % interval", "")  # fmt: skip
+    caption = f"Change in bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"
+    table = Table(caption, headers, (*(True for _ in headers[:-1]), False), tuple(rows))
+    sizes = sorted({each.recipe.training.batch_tokens for each in found})
+    courses = [
+        Course(f"batch {format_tokens(size)}", tuple((_rate(each), changes[each.variant.name]) for each in found
+                                                     if each.recipe.training.batch_tokens == size))
+        for size in sizes
+    ]  # fmt: skip
+    figure = courses_figure(courses, CAPTION, "peak learning rate", is_tokens=False)
+    headline = f"Best of {len(found)}: learning rate {_words(best)}, {change_words(changes[best.variant.name])}."
+    return Outcome(headline, _findings(found, best), table, tuple(numbers), figure)
+
+
+def _rate(each: Measured) -> float:
+    return each.recipe.training.optimizer.learning_rate
+
+
+def _words(each: Measured) -> str:
+    return f"{rate_text(_rate(each))} with batches of {each.variant.family}"
+
+
+def neighbours(best: Measured, found: Sequence[Measured]) -> list[Measured]:
+    """Return the members beside the best one: the next rates of its batch, the next batches of its rate."""
+    rates = sorted({_rate(each) for each in found})
+    sizes = sorted({each.recipe.training.batch_tokens for each in found})
+
+    def place(each: Measured) -> tuple[int, int]:
+        return rates.index(_rate(each)), sizes.index(each.recipe.training.batch_tokens)
+
+    own = place(best)
+    return [each for each in found if sum(abs(a - b) for a, b in zip(own, place(each), strict=True)) == 1]
+
+
+def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
+    sentences = []
+    for each in neighbours(best, found):
+        behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
+        sentences.append(f"{_words(each)} takes {change_words(behind)} beside it: {told(behind)}.")
+    alike = [
+        _words(each)
+        for each in found
+        if each is not best
+        and told(each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)) == "not distinguishable"
+    ]
+    sentences.append(f"Not distinguishable from the best: {listed(alike) if alike else 'none'}.")
+    rates = sorted({_rate(each) for each in found})
+    if len(rates) > 1 and _rate(best) in (rates[0], rates[-1]):
+        end = "lowest" if _rate(best) == rates[0] else "highest"
+        sentences.append(f"The best rate is the {end} that was tried: try further rates before trusting it.")
+    sentences.append(
+        "Short runs favour high rates and small batches, since steps are what they lack: for a longer run take the "
+        "best rate or the one below it."
+    )
+    return tuple(sentences)

@@ -1,0 +1,183 @@
+"""The study of remedies: domain gain against general loss, the Pareto front, and what can be told from it."""
+
+from collections.abc import Sequence
+
+from onward.reporting.content import Table
+from onward.reporting.figures import Figure
+from onward.statistics import Interval
+from onward.studies.member import Variant
+from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.pareto import Placed, place
+from onward.studies.plots import Point, plane_figure
+from onward.studies.scored import told
+
+_RESAMPLES, _SEED = 2000, 0
+_REFERENCE, CONTROL = "replay", "control"
+"""What each kind is compared with, and what is no remedy and so not on the front."""
+_Changes = dict[str, tuple[Interval, Interval]]
+"""Changes of domain and general text by member."""
+CAPTION = (
+    "Each member against the base, with 95 % intervals over documents and seeds. The dashed line is the Pareto front "
+    "of the means; hollow marks cannot be told from it, grey ones stand behind it; the control is no "
+    "remedy and stands outside."
+)
+
+
+def outcome(found: Sequence[Measured]) -> Outcome:
+    """Return the table, the plot and the findings; found: members and blends."""
+    changes = {each.variant.name: _changes(each) for each in found}
+    tried = [each for each in found if each.variant.family != CONTROL]
+    placed = {each.variant.name: Placed("control") for each in found}
+    placed |= place({each.variant.name: each.texts for each in tried}, _RESAMPLES, _SEED)
+    reference = reference_of(found, changes)
+    order = sorted(found, key=lambda each: changes[each.variant.name][0].estimate)
+    rows, numbers = [], []
+    for each in order:
+        name = each.variant.name
+        domain, general = changes[name]
+        stands = placed[name]
+        rows.append((each.variant.words, *change_texts(domain), *change_texts(general), str(len(each.runs)),
+                     standing_words(stands, found)))  # fmt: skip
+        numbers.append(
+            {"member": name, "words": each.variant.words, "family": each.variant.family, "seeds": len(each.runs)}
+            | {"domain_base": round(each.texts["domain"].base, 6), "general_base": round(each.texts["general"].base, 6)}
+            | as_numbers("domain", domain)
+            | as_numbers("general", general)
+            | {"standing": stands.standing, "compared_with": stands.dominated_by}
+            | _beside(each, reference)
+        )
+    headers = ("member", "domain", "95 % interval", "general", "95 % interval", "seeds", "front")
+    caption = "Change in bits per byte against the base; lower is better"
+    table = Table(caption, headers, (False, True, True, True, True, True, False), tuple(rows))
+    sentences = _findings(found, changes, placed)
+    return Outcome(_headline(found, placed), sentences, table, tuple(numbers), _figure(found, changes, placed))
+
+
+def reference_of(found: Sequence[Measured], changes: _Changes) -> Measured | None:
+    """Return the member of replay whose two changes add up to the least; None without one."""
+    members = [each for each in found if each.variant.family == _REFERENCE]
+    return _best(members, changes) if members else None
+
+
+def _beside(each: Measured, reference: Measured | None) -> dict[str, float | None]:
+    """Return how much more bits per byte a member takes than the best of replay, as columns of the numbers."""
+    if reference is None or each is reference:
+        return {}
+    domain, general = (
+        each.texts[name].beyond(reference.texts[name], _RESAMPLES, _SEED) for name in ("domain", "general")
+    )
+    return as_numbers("domain_beside_replay", domain) | as_numbers("general_beside_replay", general)
+
+
+def _changes(each: Measured) -> tuple[Interval, Interval]:
+    domain, general = (each.texts[name].change(_RESAMPLES, _SEED) for name in ("domain", "general"))
+    return domain, general
+
+
+def standing_words(placed: Placed, found: Sequence[Measured]) -> str:
+    """Say where a member stands: `front`, `behind replay 5 %`, `not distinguishable from replay 5 %`."""
+    if placed.dominated_by is None:
+        return placed.standing
+    words = next(each.variant.words for each in found if each.variant.name == placed.dominated_by)
+    return f"behind {words}" if placed.standing == "behind" else f"not distinguishable from {words}"
+
+
+def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> Figure:
+    points = []
+    for each in found:
+        domain, general = changes[each.variant.name]
+        gain = Interval(-domain.estimate, -domain.high, -domain.low)
+        kind = placed[each.variant.name].standing
+        points.append(Point(each.variant.words, gain, general, kind.replace(" ", "-"), kind == "front"))
+    return plane_figure(points, CAPTION)
+
+
+def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
+    names = [each.variant.words for each in found if placed[each.variant.name].standing == "front"]
+    tried = sum(each.variant.family != CONTROL for each in found)
+    return f"{len(names)} of {tried} members are on the Pareto front: {listed(names)}."
+
+
+def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
+    """The paragraph: without a remedy, the front, each kind against replay, the control, and what limits it all."""
+    sentences = []
+    for each in found:
+        if each.variant.family == "none":
+            domain, general = changes[each.variant.name]
+            sentences.append(
+                f"Without a remedy the domain text changes by {change_words(domain)}, general text by "
+                f"{change_words(general)}."
+            )
+    sentences.append(_front_words(found, placed))
+    sentences += _families(found, changes)
+    sentences += [_control(each, changes[each.variant.name]) for each in found if each.variant.family == CONTROL]
+    seeds = sorted({len(each.runs) for each in found})
+    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    over = "seeds and documents" if seeds[0] > 1 else "documents alone, since one seed says nothing of others"
+    sentences.append(
+        f"Intervals are of 95 %, over {over} ({number} {'seed' if number == '1' else 'seeds'}), each for itself: among "
+        f"{len(found)} members one in twenty misses by chance. A change below zero is a gain."
+    )
+    return tuple(sentences)
+
+
+def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
+    words = {each.variant.name: each.variant.words for each in found}
+    parts = []
+    for standing, said in (
+        ("front", "on the front of the means"),
+        ("not distinguishable", "not distinguishable from it"),
+        ("behind", "behind it"),
+    ):
+        names = [words[name] for name, each in placed.items() if each.standing == standing]
+        parts.append(f"{said}: {listed(names) if names else 'none'}")
+    return f"{parts[0].capitalize()}; {'; '.join(parts[1:])}."
+
+
+def _best(members: Sequence[Measured], changes: _Changes) -> Measured:
+    """The member whose two changes add up to the least."""
+    return min(members, key=lambda each: sum(change.estimate for change in changes[each.variant.name]))
+
+
+def _families(found: Sequence[Measured], changes: _Changes) -> list[str]:
+    """Compare the best member of each kind with the best of replay, on the same documents and seeds."""
+    by_family: dict[str, list[Measured]] = {}
+    for each in found:
+        by_family.setdefault(each.variant.family, []).append(each)
+    best = reference_of(found, changes)
+    if best is None:
+        return []
+    sentences = [
+        "Of each kind the member is taken whose two changes add up to the least, and compared with "
+        f"{best.variant.words}, the one of replay."
+    ]
+    for family, members in by_family.items():
+        if family in (_REFERENCE, "none", CONTROL):
+            continue
+        mine = _best(members, changes)
+        domain, general = (
+            mine.texts[name].beyond(best.texts[name], _RESAMPLES, _SEED) for name in ("domain", "general")
+        )
+        sentences.append(
+            f"{_family_title(mine.variant)}: domain {change_words(domain)}, general {change_words(general)} beside it: "
+            f"{_verdict(told(domain), told(general))}."
+        )
+    return sentences
+
+
+def _family_title(variant: Variant) -> str:
+    return variant.words if variant.words[:1].isupper() else variant.words[:1].upper() + variant.words[1:]
+
+
+def _verdict(domain: str, general: str) -> str:
+    """Say both comparisons in one: `worse on the domain, not distinguishable on general text`."""
+    if domain == general:
+        return f"{domain} on both" if domain != "not distinguishable" else "not distinguishable from it on either"
+    return f"{domain} on the domain, {general} on general text"
+
+
+def _control(each: Measured, change: tuple[Interval, Interval]) -> str:
+    return (
+        f"The control, the same schedule on general text alone, changes the domain by {change_words(change[0])} and "
+        f"general text by {change_words(change[1])}: so much is owed to the schedule, not to the domain's text."
+    )

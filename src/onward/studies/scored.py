@@ -1,0 +1,116 @@
+"""What the scores of a variant's seeds say: changes of held-out text against the base, and between two variants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onward.analysis.paired import Scored, pair_up, read_scored
+from onward.statistics import Interval, paired_bootstrap_ratio, pooled_change
+
+Told = Literal["better", "worse", "not distinguishable"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Nats of a held-out text under the base and under each seed's model.
+
+    before: [documents]; after: [seeds, documents]; bits: [documents], ln 2 x UTF-8 bytes; group: [documents]. numbers:
+    of the seeds, in the order of `after`.
+    """
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    bits: NDArray[np.float64]
+    group: NDArray[np.object_]
+    numbers: tuple[int, ...]
+
+    @property
+    def base(self) -> float:
+        """Bits per byte of the base."""
+        return float(self.before.sum() / self.bits.sum())
+
+    def change(self, resamples: int, seed: int) -> Interval:
+        """Return the mean change in bits per byte against the base, below 0 where the model is better.
+
+        Its interval holds for other documents, and where there are several seeds for other seeds too
+        (`statistics.pooled_change`).
+        """
+        return _interval(self.before, self.after, self.bits, self.group, resamples, seed)
+
+    def of_seeds(self) -> list[float]:
+        """Return each seed's change in bits per byte."""
+        found: list[float] = ((self.after.sum(axis=1) - self.before.sum()) / self.bits.sum()).tolist()
+        return found
+
+    def beyond(self, other: "Text", resamples: int, seed: int) -> Interval:
+        """Return how much more bits per byte this takes than `other`: the same documents, pairs of the same seeds."""
+        common = [number for number in self.numbers if number in other.numbers]
+        mine, theirs = (text.after[[text.numbers.index(number) for number in common]] for text in (self, other))
+        if len(common) == 1:
+            return _interval(theirs[0], mine, self.bits, self.group, resamples, seed)
+        return _interval(np.zeros(mine.shape[1]), mine - theirs, self.bits, self.group, resamples, seed)
+
+
+def _interval(
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    bits: NDArray[np.float64],
+    group: NDArray[np.object_],
+    resamples: int,
+    seed: int,
+) -> Interval:
+    names = group.astype(str)
+    if len(after) == 1:
+        return paired_bootstrap_ratio(before, after[0], bits, names, resamples, seed)
+    return pooled_change(before, after, bits, names).interval
+
+
+def read_texts(base: Path, folders: Mapping[int, Path]) -> dict[str, Text]:
+    """Return the held-out texts by name, from the scores of the base and those of each seed by its number.
+
+    Raises UserError when they are not of the same documents, or differ in precision.
+    """
+    sides = [pair_up(_read(base), _read(folder))[0] for folder in folders.values()]
+    found = {}
+    for pairs in zip(*sides, strict=True):
+        first = pairs[0]
+        found[first.name] = Text(
+            first.before.nats,
+            np.stack([pair.after.nats for pair in pairs]),
+            first.before.bytes * np.log(2),
+            first.before.group,
+            tuple(folders),
+        )
+    return found
+
+
+@lru_cache(maxsize=4)
+def _read_at(folder: Path, changed_ns: int) -> Scored:
+    return read_scored(folder)
+
+
+def _read(folder: Path) -> Scored:
+    """Read scores; those of the base stand beside every member's and are read once."""
+    return _read_at(folder, (folder / "manifest.json").stat().st_mtime_ns)
+
+
+def told(difference: Interval) -> Told:
+    """Say what an interval of bits per byte shows: below zero is better; one that holds zero shows nothing."""
+    if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
+        return "not distinguishable"
+    return "better" if difference.high < 0 else "worse"
+
+
+def apart(first: Interval, second: Interval) -> Interval:
+    """Return first - second of two changes on different documents, their errors taken as independent.
+
+    The half-widths are added in squares. On documents in common the true interval is narrower.
+    """
+    reach = float(np.hypot((first.high - first.low) / 2, (second.high - second.low) / 2))
+    middle = first.estimate - second.estimate
+    return Interval(middle, middle - reach, middle + reach)

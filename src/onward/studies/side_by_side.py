@@ -1,0 +1,122 @@
+"""The studies of domains and sizes: the same recipe over several corpora or base models, side by side."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from onward.analysis.wording import number, percent
+from onward.recipe import format_tokens
+from onward.reporting.content import Table
+from onward.statistics import Interval
+from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.plots import Row, rows_figure
+from onward.studies.scored import apart, told
+
+_RESAMPLES, _SEED = 2000, 0
+_SIDES = ("easier", "harder")
+CAPTION = "Change of held-out bits per byte against each base, with 95 % intervals."
+_KINDS = {"better": "gained", "worse": "lost", "not distinguishable": "not-distinguishable"}
+
+
+def outcome(found: Sequence[Measured], study: str) -> Outcome:
+    """Return the table, the plot and the findings; study: `domains` or `sizes`."""
+    rows, numbers, drawn = [], [], []
+    for each in found:
+        texts = each.texts
+        domain = texts["domain"].change(_RESAMPLES, _SEED)
+        general = texts["general"].change(_RESAMPLES, _SEED) if "general" in texts else None
+        per = per_million(domain, each), per_ratio(domain, each)
+        rows.append((each.variant.words, f"{each.parameters:,}", f"{each.tokens / each.parameters:.2g}",
+                     number(texts["domain"].base, 3), *change_texts(domain),
+                     percent(-domain.estimate / texts["domain"].base),
+                     *(("", "") if general is None else change_texts(general)), *(f"{value:.3g}" for value in per),
+                     str(len(each.runs))))  # fmt: skip
+        numbers.append(
+            {"member": each.variant.name, "parameters": each.parameters, "tokens": each.tokens, "seeds": len(each.runs)}
+            | {"domain_base": round(texts["domain"].base, 6)}
+            | as_numbers("domain", domain)
+            | ({} if general is None else as_numbers("general", general))
+            | {"gain_per_1M_tokens": round(per[0], 6), "gain_per_token_per_parameter": round(per[1], 6)}
+        )
+        drawn += [Row(each.variant.words, name, change, change_words(change).replace(" bits per byte", ""),
+                      _KINDS[told(change)]) for name, change in (("domain", domain), ("general", general))
+                  if change is not None]  # fmt: skip
+    headers = (
+        "domain" if study == "domains" else "base", "parameters", "tokens per parameter", "base", "change",
+        "95 % interval", "gain", "general", "95 % interval", "gain per 1M tokens", "gain per token per parameter",
+        "seeds",
+    )  # fmt: skip
+    caption = f"Held-out bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"
+    table = Table(caption, headers, (False, *(True for _ in headers[1:])), tuple(rows))
+    figure = rows_figure(drawn, CAPTION, _SIDES, "bits per byte")
+    sentences = _findings(found, study)
+    return Outcome(_headline(found, study), sentences, table, tuple(numbers), figure)
+
+
+def per_million(domain: Interval, each: Measured) -> float:
+    """Return the gain in bits per byte per million tokens."""
+    return -domain.estimate / each.tokens * 1e6
+
+
+def per_ratio(domain: Interval, each: Measured) -> float:
+    """Return the gain in bits per byte for each token per parameter, the paper's measure of a budget."""
+    return -domain.estimate / (each.tokens / each.parameters)
+
+
+def _change(each: Measured) -> Interval:
+    return each.texts["domain"].change(_RESAMPLES, _SEED)
+
+
+def _headline(found: Sequence[Measured], study: str) -> str:
+    better = [each.variant.words for each in found if told(_change(each)) == "better"]
+    what = "domains" if study == "domains" else "sizes"
+    names = f": {listed(better)}" if better else ""
+    return f"The domain text became easier in {len(better)} of {len(found)} {what}{names}."
+
+
+def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
+    by_ratio = sorted(found, key=lambda each: -per_ratio(_change(each), each))
+    parts = [f"{each.variant.words} {per_ratio(_change(each), each):.3g}" for each in by_ratio]
+    sentences = [f"Gain in bits per byte for each token per parameter: {', '.join(parts)}."]
+    ordered = sorted(found, key=lambda each: each.variant.at or 0.0) if study == "sizes" else by_ratio
+    if study == "sizes":
+        sentences.append(_persists(ordered))
+    else:
+        close = [
+            f"{one.variant.words} and {other.variant.words}"
+            for one, other in combinations(ordered, 2)
+            if told(apart(_change(one), _change(other))) == "not distinguishable"
+        ]
+        said = f"not distinguishable: {'; '.join(close)}" if close else "every two domains can be told apart"
+        sentences.append(
+            f"Of the gains in bits per byte, {said}. A domain that the base knows less leaves more to gain, so the "
+            "gains compare the domains for this base, not the recipe."
+        )
+    worse = [each.variant.words for each in found if "general" in each.texts and told(_general(each)) == "worse"]
+    if any("general" in each.texts for each in found):
+        sentences.append(
+            f"General text became harder in {len(worse)} of {len(found)}{f': {listed(worse)}' if worse else ''}."
+        )
+    seeds = min(len(each.runs) for each in found)
+    over = "seeds and documents" if seeds > 1 else "documents alone, since one seed says nothing of others"
+    return (*sentences, f"Intervals are of 95 %, over {over}; differences between rows take theirs as independent.")
+
+
+def _general(each: Measured) -> Interval:
+    return each.texts["general"].change(_RESAMPLES, _SEED)
+
+
+def _persists(ordered: Sequence[Measured]) -> str:
+    """Say whether the largest model still gains, and whether it gains less than the smallest."""
+    small, large = ordered[0], ordered[-1]
+    difference = apart(_change(large), _change(small))
+    compared = {
+        "better": "more than",
+        "worse": "less than",
+        "not distinguishable": "no distinguishable amount more or less than",
+    }[told(difference)]
+    persists = "persists" if told(_change(large)) == "better" else "cannot be told from none"
+    return (
+        f"At the largest size, {large.variant.words}, the gain {persists}: {change_words(_change(large))}, {compared} "
+        f"at the smallest, {small.variant.words}, {change_words(_change(small))}. A base that was trained on less has "
+        "more to gain, so sizes compare only where the bases read alike."
+    )

@@ -1,0 +1,189 @@
+"""What each study tries: its variants of a recipe, and what it refuses at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from onward.errors import UserError
+from onward.model.shape import read_shape
+from onward.model.source import resolve
+from onward.recipe import Recipe, format_share, format_tokens
+from onward.studies.budgets import looked_at
+from onward.studies.member import Variant, one_stage
+
+STUDIES = ("baseline", "pilot", "tokens", "remedies", "domains", "sizes", "rates")
+_EWC_STRENGTHS = (1, 10, 100)
+"""Decades: useful strengths span many (2505.05946)."""
+_BLENDS = ("25%", "50%", "75%")
+_HALF_DECADES = (0.1, 0.316, 1.0, 3.16, 10.0)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A model on the line from the base to a member. share: of the trained model; of: the name of the variant."""
+
+    name: str
+    words: str
+    of: str
+    share: float
+
+
+def variants_of(study: str, recipe: Recipe, tokens: int, separate: bool = False) -> tuple[Variant, ...]:
+    """Return what a study tries. Raises UserError when the recipe lacks what it varies, saying what to write."""
+    find = {
+        "baseline": _baseline,
+        "pilot": _pilot,
+        "tokens": _separate if separate else _in_one_run,
+        "remedies": _remedies,
+        "domains": _domains,
+        "sizes": _sizes,
+        "rates": _rates,
+    }
+    return find[study](recipe, tokens)
+
+
+def blends_of(recipe: Recipe, variants: tuple[Variant, ...]) -> tuple[Blend, ...]:
+    """Return the blends of the study of remedies: of the members without a remedy and with 5 % replay.
+
+    Where the recipe names other members: of those of these names, else of its first.
+    """
+    shares = [] if recipe.study is None else [format_share(share) for share in recipe.study.blends]
+    names = [variant.name for variant in variants]
+    of = [name for name in ("none", "replay-5") if name in names] or names[:1]
+    words = {variant.name: variant.words for variant in variants}
+    return tuple(
+        Blend(
+            f"blend-{share.rstrip('%')}-of-{name}",
+            f"blended {share.rstrip('%')} % of {words[name]}",
+            name,
+            _share(share),
+        )
+        for name in of
+        for share in shares or _BLENDS
+    )
+
+
+def _share(text: str) -> float:
+    return float(text.rstrip("%")) / 100
+
+
+def _baseline(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    return (Variant("base", "the base model", {}),)
+
+
+def _pilot(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    return (Variant("pilot", f"{format_tokens(tokens)} tokens", one_stage(recipe, tokens), at=tokens),)
+
+
+def _in_one_run(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    """One training with the recipe's own schedule, looked at between."""
+    stages = [*(stage for stage in recipe.training.stages if stage < tokens), tokens]
+    at = [budget for budget in looked_at(recipe, tokens) if budget not in stages]
+    changes = {**one_stage(recipe, tokens), "training.stages": stages, "evaluation.at": at}
+    return (Variant("run", "one training", changes, at=tokens),)
+
+
+def _separate(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    budgets = looked_at(recipe, tokens)
+    return tuple(Variant(f"tokens-{b}", f"{format_tokens(b)} tokens", one_stage(recipe, b), at=b) for b in budgets)
+
+
+def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    if recipe.general is None:
+        todo = "write `general:` with sources of general text, a part of which is held out"
+        raise UserError("forgetting is measured on general text, and the recipe has none", "general", todo=todo)
+    short = one_stage(recipe, tokens)
+    named = {} if recipe.study is None else recipe.study.remedies
+    if named:
+        return tuple(
+            Variant(name, name, {**short, "training.forgetting": remedy.model_dump(mode="json")}, name.split("-")[0])
+            for name, remedy in named.items()
+        )
+    return tuple(
+        Variant(name, words, {**short, "training.forgetting": forgetting, **more}, family)
+        for name, words, family, forgetting, more in _grid(recipe)
+    )
+
+
+_Entry = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
+
+
+def _grid(recipe: Recipe) -> list[_Entry]:
+    """The built-in grid: name, words, family, `training.forgetting`, and other keys."""
+    half = read_shape(resolve(recipe.model.base, recipe.model.revision)).layers // 2
+    rate = recipe.training.optimizer.learning_rate
+    alone: dict[str, Any] = {"replay": None}
+    general = "samples" if recipe.general is not None and recipe.general.self_replay is not None else "replay"
+    entries: list[_Entry] = [("none", "no remedy", "none", alone, {})]
+    shares = (1, 5, 10)
+    entries += [(f"replay-{n}", f"{general} {n} %", "replay", {"replay": {"general": f"{n}%"}}, {}) for n in shares]
+    entries += [(f"self-{n}", f"self replay {n} %", "self replay", {"replay": {"self": f"{n}%"}}, {}) for n in shares]
+    entries += [(f"ewc-{n}", f"EWC {n}", "EWC", {**alone, "ewc": n}, {}) for n in _EWC_STRENGTHS]
+    entries += [
+        ("l2-sp-10", "L2-SP 10", "L2-SP", {**alone, "l2_sp": 10.0}, {}),
+        ("kl-1-replay-5", "KL 1 with replay 5 %", "KL", {"replay": {"general": "5%"}, "kl": 1.0}, {}),
+        (
+            "freeze-half",
+            f"frozen embeddings and {half} {'block' if half == 1 else 'blocks'}",
+            "freezing",
+            {**alone, "freeze": {"embeddings": True, "blocks": half}},
+            {},
+        ),
+        ("lora", "LoRA", "LoRA", {**alone, "lora": {"learning_rate_ratio": 10.0}}, {}),
+        (
+            "slow-embeddings",
+            "embeddings at a tenth of the rate",
+            "slow embeddings",
+            alone,
+            {"training.optimizer.embedding_learning_rate": rate / 10},
+        ),
+        ("control", "control on general text", "control", alone, {"training.text": "general"}),
+    ]
+    return entries
+
+
+def _domains(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    domains = {} if recipe.study is None else recipe.study.domains
+    if len(domains) < 2:
+        todo = "write `study: {domains: {legal: {sources: [...]}, medical: {sources: [...]}}}`: two corpora or more"
+        got = ", ".join(domains) or "none"
+        raise UserError("there are no domains to compare", "study.domains", got, todo=todo)
+    short = one_stage(recipe, tokens)
+    return tuple(
+        Variant(name, name, {**short, "corpus": corpus.model_dump(mode="json")}) for name, corpus in domains.items()
+    )
+
+
+def _sizes(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    models = {} if recipe.study is None else recipe.study.models
+    if len(models) < 2:
+        todo = "write `study: {models: {small: {base: ...}, large: {base: ...}}}`: two base models or more"
+        raise UserError("there are no sizes to compare", "study.models", ", ".join(models) or "none", todo=todo)
+    short = one_stage(recipe, tokens)
+    found = []
+    for name, model in models.items():
+        try:
+            size = read_shape(resolve(model.base, model.revision)).parameters
+        except UserError as error:
+            raise replace(error, where=f"study.models.{name}.base") from error
+        found.append(Variant(name, name, {**short, "model": model.model_dump(mode="json")}, at=size))
+    return tuple(found)
+
+
+def _rates(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
+    study, training = recipe.study, recipe.training
+    peak, batch = training.optimizer.learning_rate, training.batch_tokens
+    rates = sorted(set(study.learning_rates if study else ())) or [float(f"{peak * f:.2g}") for f in _HALF_DECADES]
+    batches = sorted(set(study.batch_tokens if study else ())) or [batch // 2, batch, 2 * batch]
+    batches = [size for size in batches if training.sequence_tokens <= size <= tokens]
+    return tuple(
+        Variant(
+            f"rate-{rate:g}-batch-{size}",
+            f"{rate:g}, {format_tokens(size)}",
+            {**one_stage(recipe, tokens), "training.optimizer.learning_rate": rate, "training.batch_tokens": size},
+            family=format_tokens(size),
+            at=rate,
+        )
+        for size, rate in product(batches, rates)
+    )

@@ -1,0 +1,104 @@
+"""The files of a study: figures as JSON and CSV, table and findings as text, the plot, and a page of all of it."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onward.artifact import write_json, write_text
+from onward.reporting.drawing import standalone
+from onward.reporting.figures import WIDE
+from onward.reporting.markdown import plain, table_markdown
+from onward.reporting.page import StudyText, render_study_page
+from onward.studies.budgets import budget_words
+from onward.studies.execution import Counts, Failure
+from onward.studies.outcome import Outcome
+from onward.studies.plan import StudyPlan
+from onward.training.record import read_rows
+
+
+def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> Path:
+    """Write study.json, table.csv, table.md, findings.md, plot.svg and index.html; return the page."""
+    folder = plan.folder
+    write_json(folder / "study.json", _as_json(plan, outcome, failures, counts))
+    page = _page(plan, outcome, failures)
+    if outcome is not None:
+        write_text(folder / "table.csv", _csv(outcome.rows))
+        write_text(folder / "table.md", table_markdown(outcome.table) + "\n")
+        if outcome.figure is not None:
+            write_text(folder / "plot.svg", standalone(outcome.figure.wide, WIDE))
+    write_text(folder / "findings.md", _findings(page))
+    write_text(folder / "index.html", render_study_page(page))
+    return folder / "index.html"
+
+
+def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure]) -> StudyText:
+    seeds = f"{plan.seeds} {'seed' if plan.seeds == 1 else 'seeds'}"
+    facts = f"Base {plan.recipe.model.base}; "
+    facts += (
+        "nothing is trained" if plan.study == "baseline" else
+        f"{budget_words(plan.study, plan.recipe, plan.tokens)}; {seeds}; {len(plan.members)} trainings"
+    )  # fmt: skip
+    told = tuple((failure.member, failure.message) for failure in failures)
+    if outcome is None:
+        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, (), None, None, told)
+    return StudyText(
+        plan.recipe.name, plan.study, outcome.headline, facts, outcome.findings, outcome.table, outcome.figure, told
+    )
+
+
+def _as_json(
+    plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts
+) -> Mapping[str, Any]:
+    failed = {failure.member: failure for failure in failures}
+    members = []
+    for member in plan.members:
+        failure = failed.get(member.name)
+        row: dict[str, Any] = {
+            "member": member.name,
+            "variant": member.variant.name,
+            "seed": member.recipe.training.seed,
+            "recipe": str(plan.recipe_file(member).relative_to(plan.folder)),
+            "state": "done" if failure is None else "failed",
+        }
+        if failure is not None:
+            place = str(failure.traceback.relative_to(plan.folder))
+            row |= {"message": failure.message, "traceback": place}
+        row |= {"training_seconds": _training_seconds(plan.runs / member.name)}
+        members.append(row)
+    return {
+        "study": plan.study,
+        "recipe": plan.recipe.name,
+        "base": plan.recipe.model.base,
+        "tokens": plan.tokens,
+        "seeds": plan.seeds,
+        "counts": asdict(counts),
+        "headline": None if outcome is None else outcome.headline,
+        "findings": [] if outcome is None else list(outcome.findings),
+        "rows": [] if outcome is None else list(outcome.rows),
+        "members": members,
+    }
+
+
+def _training_seconds(run_folder: Path) -> float:
+    return round(sum(float(row.get("seconds") or 0) for row in read_rows(run_folder / "metrics.jsonl")), 1)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _findings(page: StudyText) -> str:
+    parts = [f"# {plain(page.name)}: study of {plain(page.study)}", f"**{plain(page.headline)}**", plain(page.facts)]
+    parts += [" ".join(map(plain, page.findings))] if page.findings else []
+    if page.failures:
+        rows = "\n".join(f"- {plain(name)}: {plain(message.splitlines()[0])}" for name, message in page.failures)
+        parts.append(f"Not made:\n\n{rows}")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,263 @@
+"""What studies say: fronts, inflections, differences and verdicts, on scores that are known."""
+
+import random
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from synthetic_texts import curve, measured, recipe, text
+
+from onward.recipe import Recipe
+from onward.statistics import Interval
+from onward.studies import budgets_compared, pilot, rates, remedies, side_by_side
+from onward.studies.inflection import Marginal, inflection, marginal
+from onward.studies.member import changed
+from onward.studies.outcome import Measured, Outcome
+from onward.studies.pareto import on_front, place
+from onward.studies.scored import apart, told
+
+
+def brute_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    return [not any(x <= p and y <= q and (x, y) != (p, q) for x, y in points) for p, q in points]
+
+
+def test_the_front_is_that_of_brute_force() -> None:
+    chosen = random.Random(3)
+    for _ in range(300):
+        points = [(chosen.randrange(6) / 5, chosen.randrange(6) / 5) for _ in range(chosen.randrange(1, 12))]
+        assert on_front(points) == brute_front(points), points
+
+
+def test_a_member_is_behind_only_when_a_difference_excludes_zero() -> None:
+    texts = {
+        name: measured(name, domain, general).texts
+        for name, domain, general in (
+            ("a", -0.5, 0.1),
+            ("b", -0.3, 0.02),
+            ("far", -0.4, 0.2),
+            ("near", -0.4999, 0.1001),
+        )
+    }
+    placed = place(texts, 500, 0)
+    assert (placed["b"].standing, placed["far"].standing) == ("front", "behind")
+    assert placed["far"].dominated_by == "a"
+    close = "near" if placed["a"].standing == "front" else "a"
+    assert placed[close].standing in ("front", "not distinguishable")
+
+
+def test_a_change_has_its_interval_over_seeds_and_documents() -> None:
+    one, three = text(-0.2, seeds=1), text(-0.2, seeds=3)
+    for found in (one, three):
+        change = found.change(500, 0)
+        assert change.low < -0.2 < change.high
+        assert change.high - change.low < 0.02
+    apart_by = text(-0.2, seed=5).beyond(text(-0.25, seed=9), 500, 0)
+    assert apart_by.low < 0.05 < apart_by.high
+    assert told(apart_by) == "worse"
+
+
+def test_seeds_that_are_missing_are_left_out_of_a_difference() -> None:
+    whole, part = text(-0.2, seeds=3), text(-0.2, seeds=3, seed=4)
+    part = type(part)(part.before, part.after[1:], part.bits, part.group, (1, 2))
+    got = whole.beyond(part, 500, 0).estimate
+    expected = (whole.after[1:].sum() - part.after.sum()) / 2 / part.bits.sum()
+    assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.2, -0.1, "better"),
+        (0.1, 0.2, "worse"),
+        (-0.1, 0.1, "not distinguishable"),
+        (float("nan"), float("nan"), "not distinguishable"),
+    ],
+)
+def test_an_interval_that_holds_zero_shows_nothing(low: float, high: float, said: str) -> None:
+    assert told(Interval((low + high) / 2, low, high)) == said
+
+
+def test_independent_errors_add_in_squares() -> None:
+    found = apart(Interval(1.0, 0.7, 1.3), Interval(0.5, 0.1, 0.9))
+    assert (found.estimate, found.high - found.estimate) == (0.5, pytest.approx(0.5))
+
+
+def gains(*values: float) -> list[Marginal]:
+    return [Marginal(n, n + 1, Interval(value, value - 0.1, value + 0.1)) for n, value in enumerate(values)]
+
+
+def test_the_inflection_is_the_first_budget_after_which_the_gain_has_halved() -> None:
+    found = inflection(gains(4.0, 3.0, 2.5, 1.95, 0.5))
+    assert found is not None
+    assert (found.tokens, found.after.end, found.largest.start, found.is_sure) == (3, 4, 0, False)
+    sure = inflection(gains(4.0, 3.0, 1.0))
+    assert sure is not None
+    assert sure.is_sure
+
+
+def test_warm_up_does_not_move_the_inflection() -> None:
+    found = inflection(gains(1.0, 4.0, 3.0, 1.5))
+    assert found is not None
+    assert (found.tokens, found.largest.start) == (3, 1)
+
+
+@pytest.mark.parametrize("values", [(4.0, 3.5, 3.0, 2.5), (-1.0, -2.0, -0.5), (1.0,)])
+def test_an_inflection_that_is_not_reached_is_none(values: tuple[float, ...]) -> None:
+    assert inflection(gains(*values)) is None
+
+
+def test_a_marginal_gain_is_per_100m_tokens() -> None:
+    found = marginal(1_000_000, 3_000_000, Interval(-0.02, -0.03, -0.01))
+    assert (found.gain.estimate, found.gain.low, found.gain.high) == pytest.approx((1.0, 0.5, 1.5))
+
+
+def test_marginal_gains_add_up_to_the_whole() -> None:
+    pieces = budgets_compared.pieces_of(curve([-0.1, -0.18, -0.22]))
+    assert [(piece.start, piece.end) for piece in pieces] == [(0, 1000), (1000, 2000), (2000, 4000)]
+    total = sum(piece.gain.estimate * (piece.end - piece.start) / 1e8 for piece in pieces)
+    assert total == pytest.approx(0.22, abs=1e-3)
+
+
+def the_course(changes: Sequence[float]) -> Outcome:
+    points = curve(changes)
+    whole = changed(recipe(), {"training.stages": [max(points)], "training.batch_tokens": 512})
+    found = Measured(measured("run", 0, 0).variant, whole, {0: measured("run", 0, 0).runs[0]}, {}, 10,
+                     {tokens: {"domain": text} for tokens, text in points.items()})  # fmt: skip
+    return budgets_compared.outcome([found], is_separate=False)
+
+
+def test_the_study_of_tokens_says_where_the_gain_halves_and_what_has_not_decayed() -> None:
+    found = the_course([-0.1, -0.2, -0.4, -0.42])
+    assert "halves after 4k tokens" in found.headline
+    assert any("had not come down" in sentence for sentence in found.findings)
+    assert [row["decayed"] for row in found.rows] == [False, False, False, True]
+    steady = the_course([-0.1, -0.2, -0.4, -0.8])
+    assert "has not halved" in steady.headline
+    assert any("is not reached: every piece" in sentence for sentence in steady.findings)
+    lost = the_course([0.1, 0.2])
+    assert any("nothing to halve" in sentence for sentence in lost.findings)
+
+
+NUMBER = re.compile(r"[+\N{MINUS SIGN}]\d+\.\d+")
+
+
+def said_numbers(found: Outcome) -> set[float]:
+    text = " ".join((found.headline, *found.findings))
+    return {float(number.replace("\N{MINUS SIGN}", "-")) for number in NUMBER.findall(text)}
+
+
+def assert_backed(found: Outcome) -> None:
+    """Every number of the findings stands in the table of numbers, rounded."""
+    known = [value for row in found.rows for value in row.values() if isinstance(value, float)]
+    for said in said_numbers(found):
+        assert any(abs(said - value) < 0.0051 for value in known), said
+
+
+def a_grid() -> list[Measured]:
+    rows = (
+        ("none", -0.50, 0.10, "none"),
+        ("replay-1", -0.50, 0.05, "replay"),
+        ("replay-5", -0.495, 0.02, "replay"),
+        ("ewc-1", -0.45, 0.09, "EWC"),
+        ("ewc-10", -0.30, 0.05, "EWC"),
+        ("self-5", -0.495, 0.02, "self replay"),
+        ("control", 0.01, -0.02, "control"),
+    )
+    return [measured(name, domain, general, family) for name, domain, general, family in rows]
+
+
+def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_not_in_the_table() -> None:
+    found = remedies.outcome(a_grid())
+    words = " ".join(found.findings)
+    assert re.search(r"ewc-1: domain \+0\.0[45]\d* .*?: worse on both\.", words, re.IGNORECASE)
+    assert re.search(r"self-5: domain .*?: not distinguishable from it on either\.", words, re.IGNORECASE)
+    assert "compared with replay-5" in words
+    assert "The control" in words
+    standings = {row["member"]: row["standing"] for row in found.rows}
+    assert standings["control"] == "control", "it is no remedy, and on no front"
+    assert standings["ewc-10"] == "behind"
+    assert said_numbers(found), "there are numbers to be checked"
+    assert_backed(found)
+    assert [row[0] for row in found.table.rows] == [row["member"] for row in found.rows]
+
+
+def test_every_member_is_drawn_and_the_front_is_named() -> None:
+    found = remedies.outcome(a_grid())
+    assert found.figure is not None
+    for each in a_grid():
+        assert f">{each.variant.words}</text>" in found.figure.wide
+    assert found.figure.wide.count("<circle") == len(a_grid())
+
+
+def sized(name: str, domain: float, parameters: int) -> Measured:
+    each = measured(name, domain, 0.02)
+    variant = type(each.variant)(name, name, {}, at=float(parameters))
+    return Measured(variant, each.recipe, each.runs, each.texts, parameters)
+
+
+def test_sizes_say_whether_the_gain_persists() -> None:
+    fades = side_by_side.outcome([sized("1m", -0.4, 10**6), sized("10m", -0.2, 10**7)], "sizes")
+    assert "At the largest size, 10m, the gain persists" in " ".join(fades.findings)
+    assert "less than at the smallest, 1m" in " ".join(fades.findings)
+    gone = side_by_side.outcome([sized("1m", -0.4, 10**6), sized("10m", 0.0, 10**7)], "sizes")
+    assert "cannot be told from none" in " ".join(gone.findings)
+    for found in (fades, gone):
+        assert_backed(found)
+
+
+def test_domains_are_ranked_by_their_gain_per_token_per_parameter() -> None:
+    found = side_by_side.outcome([measured("law", -0.2, 0.01), measured("health", -0.4, 0.02)], "domains")
+    assert "health 0.4, law 0.2" in found.findings[0], "1M tokens over 1M parameters"
+    assert [row["gain_per_token_per_parameter"] for row in found.rows] == pytest.approx([0.2, 0.4], abs=0.002)
+
+
+def rated(rate: float, batch: int, domain: float) -> Measured:
+    whole = changed(recipe(), {"training.optimizer.learning_rate": rate, "training.batch_tokens": batch})
+    return measured(f"rate-{rate:g}-{batch}", domain, 0.0, f"{batch}", whole=whole)
+
+
+def test_the_best_rate_is_set_beside_its_neighbours() -> None:
+    members = [rated(rate, batch, -0.3 + 0.05 * abs(n - 1) + batch / 1e5) for batch in (1024, 2048)
+               for n, rate in enumerate((1e-4, 1e-3, 1e-2))]  # fmt: skip
+    assert [each.variant.name for each in rates.neighbours(members[1], members)] == [
+        "rate-0.0001-1024", "rate-0.01-1024", "rate-0.001-2048",
+    ]  # fmt: skip
+    found = rates.outcome(members)
+    assert found.headline.startswith("Best of 6: learning rate 1e-3 with batches of 1024")
+    assert not any("that was tried" in sentence for sentence in found.findings)
+    edge = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
+    assert any("highest that was tried" in sentence for sentence in edge.findings)
+    assert_backed(found)
+
+
+def losses(slope: float, steps: int = 80, noise: float = 0.01) -> list[dict[str, object]]:
+    generator = np.random.default_rng(2)
+    return [
+        {"tokens": 1000 * (n + 1), "loss_nats": 4 + slope * np.log(n + 1) + noise * generator.standard_normal(),
+         "applied": True, "tokens_per_second": 500.0}
+        for n in range(steps)
+    ]  # fmt: skip
+
+
+def test_a_falling_loss_is_told_from_one_that_stands() -> None:
+    falls = pilot.falling(losses(-0.3))
+    assert falls is not None
+    assert falls.slope.low < -0.3 < falls.slope.high < 0
+    stands = pilot.falling(losses(0.0))
+    assert stands is not None
+    assert stands.slope.low < 0 < stands.slope.high
+    assert pilot.falling(losses(-0.3, steps=15)) is None
+    assert falls.at(falls.tokens * np.e) == pytest.approx(falls.level + falls.slope.estimate)
+
+
+def test_a_leap_is_measured_from_the_median_before_it() -> None:
+    rows = losses(0.0, noise=0.0)
+    rows[40]["loss_nats"] = 7.5
+    assert pilot.largest_leap(rows) == pytest.approx(3.5)
+    assert pilot.largest_leap(losses(-0.3, noise=0.0)) == 0
+
+
+def test_the_whole_takes_its_tokens_over_the_pilots_speed() -> None:
+    whole: Recipe = recipe()
+    assert pilot.projected_seconds(losses(-0.1), whole) == pytest.approx(1_000_000 / 500)

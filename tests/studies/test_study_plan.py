@@ -1,0 +1,234 @@
+"""A study before anything is computed: its members' recipes, what they share, what is refused, what is emitted."""
+
+import re
+import shlex
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from synthetic_texts import recipe
+from typer.testing import CliRunner
+
+import small_run
+from onward import cli
+from onward.artifact import Folders
+from onward.cli.studies import StudyName
+from onward.errors import UserError
+from onward.recipe import Recipe, load_recipe
+from onward.studies import STUDIES, StudyPlan, planned
+from onward.studies.budgets import looked_at, training_tokens
+from onward.studies.member import members_of, sharing
+from onward.studies.variants import variants_of
+
+
+def plan_of(place: Path, study: str, whole: Recipe | None = None, **how: Any) -> StudyPlan:
+    folders = Folders(place / "cache", place / "runs")
+    return planned(study, whole or small_run.recipe(place, training__stages=[48_000]), folders=folders, **how)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.write_inputs(tmp_path_factory.mktemp("plans") / "inputs")
+
+
+def test_the_command_knows_every_study() -> None:
+    assert tuple(name.value for name in StudyName) == STUDIES
+
+
+@pytest.mark.parametrize("study", ["pilot", "tokens", "remedies", "rates"])
+def test_every_member_is_a_recipe_that_loads_and_says_what_it_is(place: Path, study: str) -> None:
+    plan = plan_of(place, study, seeds=2)
+    names = [member.name for member in plan.members]
+    assert len(set(names)) == len(names) == 2 * len(plan.variants)
+    for member in plan.members:
+        assert load_recipe(plan.recipe_file(member)) == member.recipe
+        assert member.name == f"{member.variant.name}-seed{member.seed}"
+        assert member.recipe.training.seed == 5 + member.seed, "the recipe's seed is 5"
+        assert member.recipe.seed == 5, "the same held-out text, the same bootstrap"
+        assert member.recipe.evaluation.tasks == ()
+
+
+def test_the_grid_of_remedies_holds_every_remedy_and_its_controls(place: Path) -> None:
+    plan = plan_of(place, "remedies")
+    by_name = {member.variant.name: member.recipe.training for member in plan.members}
+    assert len(by_name) >= 12
+    assert by_name["none"].forgetting.replay is None
+    shares = {name: dict(training.forgetting.replayed) for name, training in by_name.items()}
+    for percent in (1, 5, 10):
+        assert {corpus: 100 * share for corpus, share in shares[f"replay-{percent}"].items()} == {"general": percent}
+        assert {corpus: 100 * share for corpus, share in shares[f"self-{percent}"].items()} == {"self": percent}
+    strengths = [by_name[name].forgetting.ewc.strength for name in by_name if name.startswith("ewc-")]  # type: ignore[union-attr]
+    assert len(strengths) >= 2
+    assert all(shares[name] == {} for name in by_name if name.startswith(("ewc", "l2-sp", "freeze", "lora")))
+    assert by_name["l2-sp-10"].forgetting.l2_sp == 10
+    assert by_name["kl-1-replay-5"].forgetting.kl == 1
+    assert by_name["freeze-half"].forgetting.freeze.model_dump() == {"embeddings": True, "blocks": 1}  # type: ignore[union-attr]
+    assert by_name["lora"].forgetting.lora.learning_rate_ratio == 10  # type: ignore[union-attr]
+    assert by_name["slow-embeddings"].optimizer.embedding_learning_rate == pytest.approx(1e-3)
+    assert (by_name["control"].text, by_name["control"].forgetting.replay) == ("general", None)
+    assert {(blend.of, blend.share) for blend in plan.blends} == {
+        (of, share) for of in ("none", "replay-5") for share in (0.25, 0.5, 0.75)
+    }
+
+
+def test_members_of_one_text_want_the_same_of_it(place: Path) -> None:
+    plan = plan_of(place, "remedies")
+    texts = [member.recipe.texts() for member in plan.members]
+    for name in ("domain", "general"):
+        assert len({text[name].model_dump_json() for text in texts}) == 1, name
+    samples = [text["self"] for text in texts if "self" in text]
+    assert len(samples) == 3
+    assert len({text.model_dump_json() for text in samples}) == 1
+    assert samples[0].self_replay is not None
+    assert samples[0].self_replay.tokens is not None
+    assert plan_of(place, "rates").members[0].recipe.corpus.tokens is not None
+
+
+def test_text_whose_recipe_says_how_much_keeps_it_and_other_text_has_its_own_size() -> None:
+    unscored = {"held_out_tokens": None}
+    short, long = recipe(evaluation=unscored), recipe(training={"stages": ["9M"]}, evaluation=unscored)
+    first, second = sharing([short, long])
+    assert first.corpus.tokens == second.corpus.tokens
+    assert first.corpus.tokens is not None
+    assert first.corpus.tokens > 8_000_000
+    fixed = recipe(corpus={"sources": [{"path": "d.jsonl"}], "tokens": "7M"})
+    apart, other = sharing([fixed, long])
+    assert (apart.corpus.tokens, other.corpus.tokens) == (7_000_000, second.corpus.tokens)
+
+
+def test_budgets_are_those_asked_for_then_the_recipes_then_a_share_of_the_last_stage() -> None:
+    whole = recipe(training={"stages": ["10M", "100M"], "sequence_tokens": 512, "batch_tokens": 4096})
+    assert training_tokens("pilot", whole, None) == 5_000_000
+    assert training_tokens("remedies", whole, None) == 10_000_000
+    assert training_tokens("tokens", whole, None) == 100_000_000
+    assert training_tokens("pilot", whole, 4096) == 4096
+    short = recipe(training={"stages": ["1M"], "sequence_tokens": 512, "batch_tokens": 4096}, study={"tokens": "300k"})
+    assert training_tokens("pilot", short, None) == 300_000
+    bare = short.model_copy(update={"study": None})
+    assert training_tokens("pilot", bare, None) == 50 * 4096, "five per cent would be 12 steps"
+    with pytest.raises(UserError, match="shorter than a step"):
+        training_tokens("pilot", bare, 4095)
+
+
+def test_budgets_of_the_study_of_tokens_double() -> None:
+    whole = recipe(training={"stages": ["1M"], "sequence_tokens": 512, "batch_tokens": 4096})
+    assert looked_at(whole, 1_000_000) == (31_250, 62_500, 125_000, 250_000, 500_000, 1_000_000)
+    named = recipe(training={"stages": ["1M"]}, study={"budgets": ["800k", "400k"]})
+    assert looked_at(named, 1_000_000) == (400_000, 800_000, 1_000_000)
+
+
+def test_one_training_is_looked_at_between_and_separate_ones_decay_each(place: Path) -> None:
+    whole = small_run.recipe(place, training__stages=[9600, 48_000], study={"budgets": [4800, 9600, 24_000]})
+    (one,) = plan_of(place, "tokens", whole).members
+    assert (one.recipe.training.stages, one.recipe.evaluation.at) == ((9600, 48_000), (4800, 24_000))
+    several = plan_of(place, "tokens", whole, separate=True).members
+    assert [member.recipe.training.stages for member in several] == [(4800,), (9600,), (24_000,), (48_000,)]
+
+
+REFUSALS = [
+    ("remedies", {"general": None, "training__forgetting": {"replay": None}}, "write `general:`"),
+    ("domains", {}, "write `study: {domains:"),
+    ("sizes", {}, "write `study: {models:"),
+    ("sizes", {"study": {"models": {"a": {"base": "onward/tiny"}}}}, "two base models"),
+    ("sizes", {"study": {"models": {"a": {"base": "onward/tiny"}, "b": {"base": "./none"}}}}, "study.models.b.base"),
+    ("tokens", {"study": {"budgets": ["1M", "2k"]}}, "study.budgets"),
+    ("tokens", {"training__stages": [960]}, "lengthen the last stage"),
+    ("pilot", {"study": {"tokens": 100}}, "shorter than a step"),
+]
+
+
+@pytest.mark.parametrize(("study", "changes", "told"), REFUSALS)
+def test_a_recipe_that_lacks_what_a_study_varies_is_refused(
+    place: Path, study: str, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        plan_of(place, study, small_run.recipe(place, **changes))
+    assert told in str(caught.value)
+    assert not (place / "runs" / f"small-{study}" / "members").exists()
+
+
+def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
+    with pytest.raises(UserError, match="separate budgets"):
+        plan_of(place, "pilot", separate=True)
+    with pytest.raises(UserError, match="no such study"):
+        plan_of(place, "pilots")
+
+
+def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
+    study = {"remedies": {"none": {"replay": None}, "mine-1": {"replay": "7%"}}, "blends": ["40%"]}
+    plan = plan_of(place, "remedies", small_run.recipe(place, study=study))
+    assert [variant.name for variant in plan.variants] == ["none", "mine-1"]
+    assert [(blend.of, blend.share) for blend in plan.blends] == [("none", 0.4)]
+
+
+def test_a_member_whose_changes_contradict_is_told_of() -> None:
+    whole = recipe()
+    (pilot,) = variants_of("pilot", whole, 100_000)
+    broken = type(pilot)(pilot.name, pilot.words, {**pilot.changes, "training.forgetting": {"replay": None, "kl": 1.0}})
+    with pytest.raises(UserError, match="kl is measured on replayed text"):
+        members_of(whole, [broken], 1)
+
+
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the work behind the commands; names of the recipes that they were given."""
+    calls: list[str] = []
+
+    @contextmanager
+    def record(recipe: str, overrides: Any, *rest: Any, **more: Any) -> Any:
+        calls.append(load_recipe(recipe, overrides or ()).name)
+        raise typer.Exit(0)
+        yield
+
+    monkeypatch.setattr(cli.runs, "opened", record)
+    monkeypatch.setattr(cli.models, "opened", record)
+    return calls
+
+
+def emitted_by(place: Path, kind: str) -> tuple[str, list[str]]:
+    file = place / "recipe of mine.yaml"
+    file.write_text(yaml.safe_dump(small_run.content(place, training__stages=[48_000])), encoding="utf-8")
+    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs")]
+    arguments = ["study", "rates", str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *places]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert not (place / "runs/emitted-rates/members").exists(), "nothing is run"
+    return result.stdout, arguments
+
+
+def test_emitted_commands_are_understood_and_the_last_one_collects(place: Path, understood: list[str]) -> None:
+    text, arguments = emitted_by(place, "commands")
+    lines = text.splitlines()
+    for line in lines[:-1]:
+        program, *words = shlex.split(line)
+        assert program == "onward"
+        assert CliRunner().invoke(cli.app, words).exit_code == 0, line
+    assert len(understood) == len(lines) - 1 == 30
+    assert understood[0].startswith("rate-")
+    assert len(set(understood)) == 30
+    last = shlex.split(lines[-1])[1:]
+    assert set(last) == set(arguments) - {"--emit", "commands"}
+
+
+def test_the_emitted_array_is_a_script_whose_commands_are_understood(
+    place: Path, understood: list[str], tmp_path: Path
+) -> None:
+    text, _ = emitted_by(place, "slurm")
+    script = tmp_path / "array.sh"
+    script.write_text(text, encoding="utf-8")
+    assert subprocess.run(["bash", "-n", script], check=False, capture_output=True).returncode == 0
+    assert "#SBATCH --array=0-29\n" in text
+    fake = tmp_path / "onward"
+    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "29"}
+    done = subprocess.run(["bash", script], env=environment, check=True, capture_output=True, text=True)
+    assert CliRunner().invoke(cli.app, done.stdout.splitlines()).exit_code == 0
+    before, after = (shlex.split(line[1:]) for line in text.splitlines() if re.match("#   onward ", line))
+    assert (before[:2], after[:3]) == (["onward", "evaluate"], ["onward", "study", "rates"])
+    assert CliRunner().invoke(cli.app, before[1:]).exit_code == 0
+    assert len(understood) == 2

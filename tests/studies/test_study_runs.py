@@ -1,0 +1,248 @@
+"""Studies that are run, on a model and texts so small that it takes seconds."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import small_run
+from onward.artifact import Folders, read_manifest
+from onward.cli import app
+from onward.pipeline import Run
+from onward.recipe import load_recipe
+from onward.signals import Interrupted
+from onward.studies import StudyResult, planned, run_study
+from onward.studies.states import drop_states
+
+FILES = {"study.json", "table.csv", "table.md", "findings.md", "plot.svg", "index.html"}
+GRID = {
+    "study": {
+        "tokens": 960,
+        "seeds": 2,
+        "blends": ["50%"],
+        "remedies": {"none": {"replay": None}, "replay-10": {"replay": "10%"}, "self-10": {"replay": {"self": "10%"}}},
+    }
+}
+"""`self` keeps nothing here: a random model's samples have a token for every byte, which a rule drops."""
+
+
+def study(place: Path, name: str, **changes: Any) -> StudyResult:
+    changes = {"training__stages": [4800], **changes}
+    plan = planned(name, small_run.recipe(place, **changes), folders=small_run.folders(place))
+    return run_study(plan, workers=1)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyResult]:
+    """A study of remedies with a member that fails; no test changes it."""
+    place = small_run.write_inputs(tmp_path_factory.mktemp("study") / "inputs")
+    return place, study(place, "remedies", **GRID)
+
+
+@pytest.fixture
+def copied(studied: tuple[Path, StudyResult], tmp_path: Path) -> Iterator[Path]:
+    """The finished study's place, put back as it was afterwards: artifacts remember where their inputs lie."""
+    place, _ = studied
+    shutil.copytree(place, tmp_path / "saved", copy_function=shutil.copy2)
+    yield place
+    shutil.rmtree(place)
+    shutil.copytree(tmp_path / "saved", place, copy_function=shutil.copy2)
+
+
+def test_a_failing_member_does_not_lose_the_others(studied: tuple[Path, StudyResult]) -> None:
+    _, result = studied
+    assert [failure.member for failure in result.failures] == ["self-10-seed0", "self-10-seed1"]
+    assert all(failure.is_users for failure in result.failures)
+    assert result.code == 2
+    assert "no document is left to train on" in result.failures[0].message
+    assert "Traceback" in result.failures[0].traceback.read_text()
+    assert result.outcome is not None
+    members = {row["member"]: row["seeds"] for row in result.outcome.rows}
+    assert members == {"none": 2, "replay-10": 2, "blend-50-of-none": 2}
+
+
+def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult]) -> None:
+    _, result = studied
+    assert result.outcome is not None
+    assert {path.name for path in result.folder.iterdir() if path.is_file()} == FILES
+    told = json.loads((result.folder / "study.json").read_bytes())
+    assert told["rows"] == [dict(row) for row in result.outcome.rows]
+    states = {row["member"]: row["state"] for row in told["members"]}
+    assert states["none-seed1"] == "done"
+    assert states["self-10-seed0"] == "failed"
+    failed = next(row for row in told["members"] if row["state"] == "failed")
+    assert (result.folder / failed["traceback"]).is_file()
+    assert all((result.folder / row["recipe"]).is_file() for row in told["members"])
+    with open(result.folder / "table.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["member"] for row in rows] == [row["member"] for row in result.outcome.rows]
+    page = (result.folder / "index.html").read_text(encoding="utf-8")
+    for text in (*result.outcome.findings, result.outcome.table.headers[-1]):
+        assert text.split("(")[0] in page
+    assert "self-10-seed0" in page
+    assert not re.search(r"<script|<link|src=|https?://(?!www\.w3\.org)", page), "one file, nothing loaded"
+
+
+def test_shared_artifacts_are_made_once(studied: tuple[Path, StudyResult]) -> None:
+    _, result = studied
+    made, reused = result.counts.made, result.counts.reused
+    assert (made["corpora"], reused["corpora"]) == (2, 6), "domain and general of four members that were prepared"
+    assert (made["base scores"], reused["base scores"]) == (1, 3)
+    assert (made["trained members"], made["scores"], made["blends"]) == (4, 4, 2)
+    assert "corpora: 2 made, 6 reused; base scores: 1 made, 3 reused" in result.counts.words()
+
+
+def test_seeds_read_the_text_in_another_order_and_are_scored_on_the_same(studied: tuple[Path, StudyResult]) -> None:
+    _, result = studied
+    first, second = (result.folder / "members" / f"none-seed{seed}" for seed in (0, 1))
+    batches = [[row["batch"] for row in read(folder)] for folder in (first, second)]
+    assert batches[0] != batches[1]
+    pointers = [json.loads((folder / "artifacts.json").read_bytes()) for folder in (first, second)]
+    assert pointers[0]["base_scores"] == pointers[1]["base_scores"]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scored_members_keep_their_model_and_no_state(studied: tuple[Path, StudyResult]) -> None:
+    _, result = studied
+    for folder in (result.folder / "members").glob("none-seed*"):
+        (end,) = (folder / "checkpoints").glob("tokens-*")
+        assert (end / "model" / "model.safetensors").is_file()
+        assert not (end / "state").exists()
+        assert not list((folder / "checkpoints").glob("step-*"))
+        manifest = read_manifest(end)
+        assert manifest is not None
+        assert {name.partition("/")[0] for name in manifest.files} == {"model"}
+
+
+def test_run_again_nothing_is_made(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("everything is done")
+
+    folder = copied / "runs" / "small-remedies"
+    before = {name: (folder / name).read_bytes() for name in FILES - {"study.json"}}
+    monkeypatch.setattr("onward.training.learner.load_model", refuse)
+    again = study(copied, "remedies", **GRID)
+    assert {kind: made for kind, made in again.counts.made.items() if made} == {}
+    assert again.counts.reused["trained members"] == again.counts.reused["scores"] == 4
+    assert again.counts.reused["blends"] == 2
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_killed_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    short = {"study": {**GRID["study"], "remedies": {"none": {"replay": None}, "replay-10": {"replay": "10%"}}}}
+    train = Run.train
+    begun = []
+
+    def killed(run: Run, *rest: Any) -> Any:
+        begun.append(run.recipe.name)
+        if len(begun) == 3:
+            train(run, None, 1)  # one step of the third training is made
+            raise Interrupted(15, 1)
+        return train(run, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "train", killed)
+        with pytest.raises(Interrupted):
+            study(place, "remedies", **short)
+    assert begun == ["none-seed0", "none-seed1", "replay-10-seed0"]
+    result = study(place, "remedies", **short)
+    assert (result.counts.made["trained members"], result.counts.reused["trained members"]) == (2, 2)
+    assert (result.counts.made["corpora"], result.counts.made["base scores"]) == (0, 0)
+    assert result.code == 0
+    assert not (result.folder / "failed").exists()
+    assert [row["step"] for row in read(result.folder / "members" / "replay-10-seed0")] == [0, 1]
+
+
+def test_a_defect_in_a_member_gives_code_1_and_is_gone_when_it_is_mended(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "runs" / "small-remedies" / "members" / "replay-10-seed1")
+    with monkeypatch.context() as patched:
+
+        def broken(run: Run) -> Any:
+            raise ZeroDivisionError("a defect")
+
+        patched.setattr(Run, "train", broken)
+        result = study(copied, "remedies", **GRID)
+    assert result.code == 1
+    assert "replay-10-seed1" in {failure.member for failure in result.failures if not failure.is_users}
+
+
+def test_states_that_are_kept_are_kept(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    recipe = place / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small_run.content(place, training__stages=[4800])), encoding="utf-8")
+    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs"), "--workers", "1"]
+    result = CliRunner().invoke(app, ["study", "pilot", str(recipe), "--tokens", "960", "--keep-states", *places])
+    assert result.exit_code == 0, result.output
+    folder = place / "runs" / "small-pilot"
+    assert (folder / "members/pilot-seed0/checkpoints/tokens-000000960/state").is_dir()
+    assert "A pilot of 960 tokens, 2 steps" in result.stdout
+    assert "corpora: 2 made, 0 reused" in result.stdout
+    assert str(folder / "index.html") in " ".join(result.stdout.split())
+    # The same member by itself: its recipe is whole, and everything is there.
+    alone = Run(load_recipe(folder / "recipes/pilot-seed0.yaml"), folders=Folders(place / "cache", folder / "members"))
+    assert alone.train()[0].model.is_dir()
+    assert drop_states(alone.folder) > 0
+    assert drop_states(alone.folder) == 0
+    assert [stage.tokens for stage in alone.train()] == [960], "it is still done"
+
+
+def test_the_study_of_tokens_scores_models_between(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    result = study(place, "tokens", study={"budgets": [960, 1920, 4800]})
+    assert result.outcome is not None
+    assert [(row["tokens"], row["decayed"]) for row in result.outcome.rows] == [
+        (960, False), (1920, False), (4800, True),
+    ]  # fmt: skip
+    assert (result.counts.made["trained members"], result.counts.made["scores"]) == (1, 3)
+    assert "has not halved" in result.outcome.headline or "halves after" in result.outcome.headline
+
+
+def test_the_baseline_is_the_base_on_everything(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    result = study(place, "baseline")
+    assert result.outcome is not None
+    assert [row["name"] for row in result.outcome.rows] == ["domain", "general"]
+    assert result.outcome.rows[0]["value_low"] < result.outcome.rows[0]["value"] < result.outcome.rows[0]["value_high"]
+    assert result.counts.made["trained members"] == 0
+    # What the recipe's own run needs is what was made here.
+    run = Run(small_run.recipe(place, training__stages=[4800]), folders=small_run.folders(place), workers=1)
+    before = set((place / "cache").rglob("manifest.json"))
+    run.score_base()
+    assert set((place / "cache").rglob("manifest.json")) == before
+
+
+def test_domains_and_sizes_stand_side_by_side(tmp_path: Path) -> None:
+    from synthetic import llama_config, write_model
+
+    place = small_run.write_inputs(tmp_path / "inputs")
+    write_model(place / "wide", llama_config(hidden_size=48), seed=1)
+    small_run.write_texts(place / "other.jsonl", 60, seed=9)
+    text = small_run.content(place)["corpus"]
+    given = {
+        "tokens": 960,
+        "domains": {"first": text, "second": {**text, "sources": [{"path": str(place / "other.jsonl")}]}},
+        "models": {"narrow": {"base": str(place / "model")}, "wide": {"base": str(place / "wide")}},
+    }
+    domains = study(place, "domains", study=given)
+    assert domains.outcome is not None
+    assert [row["member"] for row in domains.outcome.rows] == ["first", "second"]
+    assert (domains.counts.made["corpora"], domains.counts.reused["corpora"]) == (3, 1), "general text is shared"
+    sizes = study(place, "sizes", study=given)
+    assert sizes.outcome is not None
+    small, large = (row["parameters"] for row in sizes.outcome.rows)
+    assert small < large
+    assert sizes.counts.made["corpora"] == 0, "one tokenizer, so the corpora are those of the study before"
+    assert sizes.counts.made["base scores"] == 1
