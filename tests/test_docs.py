@@ -37,6 +37,7 @@ PAGES = (
     "docs/ray.md",
     "docs/recipe.md",
     "docs/slurm.md",
+    "docs/studies.md",
     "docs/training.md",
 )
 NUM_COMMANDS = {
@@ -47,7 +48,8 @@ NUM_COMMANDS = {
     "docs/quickstart.md": 6,
     "docs/recipe.md": 1,
     "docs/ray.md": 2,
-    "docs/slurm.md": 4,
+    "docs/slurm.md": 5,
+    "docs/studies.md": 4,
     "docs/training.md": 6,
 }
 NUM_PYTHON = {
@@ -57,7 +59,7 @@ NUM_PYTHON = {
     "docs/python-api.md": 5,
     "docs/numbers.md": 1,
 }
-RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "blend", "report")
+RUN_COMMANDS = ("run", "prepare", "train", "plan", "verify-resume", "evaluate", "compare", "blend", "report", "study")
 LAUNCHERS = ("srun", "torchrun")
 OPTIONS = {"overrides", "folders", "workers", "progress"}
 
@@ -117,6 +119,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(cli.runs, "opened", record)
     monkeypatch.setattr(cli.models, "opened", record)
     monkeypatch.setattr(cli.models, "working", record_models)
+    monkeypatch.setattr(cli.studies, "working", record_models)
     for name in ("find_corpora", "find_corpus"):
         monkeypatch.setattr(f"onward.corpus.inspection.{name}", looked_for)
     return calls

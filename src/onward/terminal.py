@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onward.evaluation.scores import Scores
     from onward.plan import Foresight
     from onward.reporting.summary import SummaryRow
+    from onward.studies import StudyResult
     from onward.verification import Verification
 
 _LINE_SECONDS = 20.0
@@ -276,6 +277,14 @@ def print_verification(found: "Verification") -> None:
     from onward.verification.view import verification_view
 
     for part in verification_view(found):
+        _print_results(part)
+
+
+def print_study(result: "StudyResult") -> None:
+    """Print what a study found: its table, its findings, what was made and reused, where the files are."""
+    from onward.studies.view import study_view
+
+    for part in study_view(result):
         _print_results(part)
 
 
