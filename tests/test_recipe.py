@@ -225,3 +225,40 @@ def test_the_choices_of_a_knob_are_told_with_the_nearest(valid: Path) -> None:
     assert problem.todo == "did you mean zero3?"
     (problem,) = problems_of(valid, "training.guard.spike=yes")
     assert (problem.got, problem.expected, problem.todo) == ("True", "skip, rollback or stop", None)
+
+
+def test_a_proxy_is_known_by_name_and_a_misspelt_one_names_the_nearest() -> None:
+    text = {"sources": [{"path": "proxy:fineweb"}]}
+    general = recipe_from_mapping(minimal(general=text)).general
+    assert general is not None
+    assert (general.sources[0].path, general.sources[0].license) == ("proxy:fineweb", "odc-by")
+    with pytest.raises(UserErrors, match="there is no proxy `finweb`; did you mean proxy:fineweb"):
+        recipe_from_mapping(minimal(general={"sources": [{"path": "proxy:finweb"}]}))
+    with pytest.raises(UserErrors, match="there are: fineweb, fineweb-edu, dclm, pile, smollm, slimpajama"):
+        recipe_from_mapping(minimal(general={"sources": [{"path": "proxy:"}]}))
+
+
+@pytest.mark.parametrize(
+    ("base", "proxy"),
+    [
+        ("facebook/MobileLLM-125M", "fineweb"),
+        ("HuggingFaceTB/SmolLM2-135M", "smollm"),
+        ("EleutherAI/pythia-160m", "pile"),
+        ("/models/Qwen3-0.6B-Base/", "fineweb"),
+        ("google/gemma-3-270m", "fineweb"),
+        ("TinyLlama/TinyLlama_v1.1", "slimpajama"),
+        ("onward/tiny", None),
+        ("pythia/unknown", None),
+    ],
+)
+def test_the_starter_names_public_text_for_a_known_base(tmp_path: Path, base: str, proxy: str | None) -> None:
+    path = tmp_path / "r.yaml"
+    write_starter(path, base, ["a"], [])
+    text = path.read_text()
+    assert (f"#   general: {{sources: [{{path: proxy:{proxy}}}]}}\n" in text) == (proxy is not None)
+    assert ("proxy:" in text.split("name:")[0]) == (proxy is not None)
+    general = load_recipe(path).general
+    assert general is not None
+    assert general.self_replay is not None, "samples stay the default"
+    write_starter(tmp_path / "given.yaml", base, ["a"], ["b"])
+    assert "proxy:" not in (tmp_path / "given.yaml").read_text().split("name:")[0]

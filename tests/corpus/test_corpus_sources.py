@@ -14,6 +14,7 @@ from onward.corpus.reading.sources import find_inputs, read_source
 from onward.corpus.reading.streams import Content
 from onward.errors import UserError
 from onward.recipe import Source
+from onward.recipe.proxies import PROXIES
 
 
 def texts(path: str) -> list[str]:
@@ -114,6 +115,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     FakeHub.store.clear()
     FakeHub.reads = 0
     return FakeHub()
+
+
+@pytest.mark.parametrize("name", list(PROXIES))
+def test_a_proxy_stands_for_a_few_files_of_a_data_set(hub: FakeHub, name: str) -> None:
+    """The names of files are those that the data sets have; others beside them are not read."""
+    files = {
+        "fineweb": "sample/10BT/000_00000.parquet",
+        "fineweb-edu": "sample/10BT/013_00000.parquet",
+        "dclm": "global-shard_01_of_10/local-shard_0_of_10/shard_00000000_processed.jsonl.zst",
+        "pile": "train/00.jsonl.zst",
+        "smollm": "data00/train-00000-of-23698.jsonl.zst",
+        "slimpajama": "train/chunk1/example_train_10.jsonl.zst",
+    }
+    repository = "/".join(PROXIES[name].path.removeprefix("hf://datasets/").split("/")[:2])
+    for path in (files[name], "data/CC-MAIN-2013-20/000_00000.parquet", "train/chunk1/example_train_4711.jsonl.zst"):
+        hub.pipe(f"/datasets/{repository}/{path}", b"x")
+    inputs = find_inputs(Source(path=f"proxy:{name}"))
+    assert [file.path for file in inputs.files] == [f"hf://datasets/{repository}/{files[name]}"]
+    assert inputs.source.path == f"proxy:{name}"
 
 
 @pytest.mark.parametrize("path", ["hf://datasets/org/name", "hf://datasets/org/name/**/*.txt"])

@@ -3,10 +3,11 @@
 import codecs
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from onward.recipe.proxies import find_proxy
 from onward.recipe.quality import PAPER, Quality, from_presets
 from onward.recipe.quantities import Share, Tokens
 from onward.recipe.section import Section
@@ -29,15 +30,27 @@ class Source(Section):
 
     path: str
     """File, folder or glob (.jsonl .json .txt .md, also .gz .zst; .parquet .html .pdf .docx .epub), hf://datasets/...,
-    s3://..., https://..., or builtin:NAME."""
+    s3://..., https://..., builtin:NAME, or proxy:NAME (docs/forgetting.md)."""
     text: str = "text"
     """Field that holds the document (JSONL, Parquet)."""
-    license: str | None = None
-    """Licence of the text, for the report."""
+    license: Annotated[str | None, Field(validate_default=True)] = None
+    """Licence of the text, for people; a proxy's is known."""
     group: str | None = None
     """Field whose value keeps documents on the same side of the held-out split (a book, a site); null: the text."""
     encoding: str | None = None
     """Encoding of the files (cp1252, utf-16); null: UTF-8, else what a byte order mark or the content says."""
+
+    @field_validator("path")
+    @classmethod
+    def _known_proxy(cls, path: str) -> str:
+        find_proxy(path)
+        return path
+
+    @field_validator("license")
+    @classmethod
+    def _of_proxy(cls, license_: str | None, info: ValidationInfo) -> str | None:
+        proxy = find_proxy(info.data.get("path", ""))
+        return proxy.license if proxy is not None and license_ is None else license_
 
     @field_validator("encoding")
     @classmethod
@@ -74,7 +87,7 @@ class Duplicates(Section):
     null: off, since it drops most documents that are filled into a template."""
     against: tuple[str, ...] = ()
     """Prepared corpora (folders) whose documents count as read before, for exact and near duplicates; `domain` (in
-    `general`): this run's domain."""
+    the other corpora): this run's domain."""
 
 
 class Contamination(Section):
@@ -136,7 +149,7 @@ class Corpus(Section):
     sources: tuple[Source, ...] = ()
     """Where the documents come from, read in this order."""
     self_replay: SelfReplay | None = None
-    """Sample documents from the base model (allowed for `general` only)."""
+    """Sample documents from the base model (for text to replay, not for the domain)."""
     unicode: Literal["nfc", "repair"] | None = "nfc"
     """nfc: compose characters; repair: also mend text that was decoded wrongly (ftfy); null: as read."""
     quality: Quality | None = PAPER

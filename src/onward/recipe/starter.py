@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from onward.errors import UserError
 from onward.recipe.loading import recipe_from_mapping
+from onward.recipe.proxies import PREFIX, PROXIES, proxy_for
 from onward.recipe.quantities import format_tokens
 from onward.recipe.training import Training
 
@@ -34,9 +35,24 @@ def write_starter(
     if context_tokens is not None and context_tokens < Training().sequence_tokens:  # type: ignore[call-arg]
         given["training"] = {"sequence_tokens": context_tokens}
     recipe = recipe_from_mapping(given)
-    lines = [f"# onward run {path}", "# Every field is shown with its default; delete what you do not change.", ""]
+    lines = [f"# onward run {path}", "# Every field is shown with its default; delete what you do not change."]
+    lines += [] if general else _other_text(model)
+    lines.append("")
     lines += _section(recipe, indent=0)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _other_text(model: str) -> list[str]:
+    """Say which public text could stand for what a known base was trained on, in the place of its samples."""
+    name = proxy_for(model)
+    if name is None:
+        return []
+    proxy = PROXIES[name]
+    return [
+        "# `general` is sampled from the base. Public text that is much like what this base was trained on:",
+        f"#   general: {{sources: [{{path: {PREFIX}{name}}}]}}",
+        f"# {proxy.what}; licence {proxy.license}; needs the network.",
+    ]
 
 
 def _section(section: BaseModel, indent: int) -> list[str]:

@@ -14,6 +14,7 @@ from onward.corpus.reading.inputs import InputFile, Inputs
 from onward.corpus.reading.remote import patiently, pinned, without_commit
 from onward.errors import UserError, nearest
 from onward.recipe import Source
+from onward.recipe.proxies import find_proxy
 
 __all__ = ["InputFile", "Inputs", "find_inputs", "read_source"]
 
@@ -24,7 +25,9 @@ def find_inputs(source: Source) -> Inputs:
     """List the files of a source; raises UserError when there are none, or the builtin is unknown."""
     if source.path.startswith(builtin.PREFIX):
         return _builtin(source)
-    listed = _remote(source.path) if "://" in source.path else _local(source.path)
+    proxy = find_proxy(source.path)
+    path = source.path if proxy is None else proxy.path
+    listed = _remote(path) if "://" in path else _local(path)
     files = tuple(file for file in listed if suffix_of(file.path))
     skipped = tuple(file.path for file in listed if not suffix_of(file.path))
     if not listed:
