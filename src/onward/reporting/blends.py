@@ -70,7 +70,7 @@ def blend_picture(found: Blending) -> str:
     has_general = found.point.find(GENERAL) is not None
     x = Scale(*_widened([point[0] for point in points]), left, right)
     y = Scale(*_widened([point[1] for point in points]), bottom, top)
-    columns, rows = ticks(x.low, x.high, 7), ticks(y.low, y.high, 6)
+    columns, rows = ticks(x.low, x.high, 7), ticks(y.low, y.high, 7)
     parts = [line(x(value), top, x(value), bottom, "grid") for value in columns]
     parts += [line(left, y(value), right, y(value), "grid") for value in rows]
     parts += [text(x(value), bottom + 18, tick_text(value, columns), "tick", "middle") for value in columns]
@@ -90,18 +90,21 @@ def blend_picture(found: Blending) -> str:
 
 
 def _labels(found: Blending, places: Sequence[tuple[float, float]], ends: tuple[float, float]) -> list[str]:
-    """Name the ends and the chosen blend; the chosen one is ringed."""
+    """Name the ends and the chosen blend; the chosen one is filled."""
     parts = []
-    for point, (across, up) in zip(found.points, places, strict=True):
+    for place, (point, (across, up)) in enumerate(zip(found.points, places, strict=True)):
         is_end, is_chosen = point.share in (0, 1), point.share == found.chosen
         if not is_end and not is_chosen:
             continue
         name = {0.0: "base", 1.0: "adapted"}.get(point.share, f"{point.share:g} of the way")
         label = f"{name}, chosen" if is_chosen else name
-        kind = "mark gained" if is_chosen else "mark"
+        kind = "mark front" if is_chosen else "mark"
         parts.append(f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{6 if is_chosen else 4.5}" class="{kind}"/>')
-        anchor = "start" if across + _LABEL_WIDTH < ends[1] else "end"
-        parts.append(text(across + (12 if anchor == "start" else -12), up - 10, label, "note", anchor))
+        is_right = across + _LABEL_WIDTH < ends[1]
+        # A label to the left goes to the side on which the line does not come in.
+        is_below = not is_right and place > 0 and places[place - 1][1] < up
+        x, y = across + (12 if is_right else -12), up + (20 if is_below else -10)
+        parts.append(text(x, y, label, "note", "start" if is_right else "end"))
     return parts
 
 
