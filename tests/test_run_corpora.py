@@ -98,3 +98,27 @@ def test_a_verification_stays_with_the_corpora_of_the_run(finished: tuple[Path, 
     again = Run(trials.recipe, folders=Folders(place / "cache", tmp_path / "runs"), workers=1)
     assert again.corpora.paths() == run.corpora.paths()
     assert again.recipe.corpora["web"].tokens == 16 * 48
+
+
+def test_samples_of_the_base_are_made_to_measure_and_remembered(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    replayed = {"training__forgetting": {"replay": "self"}, "training__stages": ["200k"]}
+    run = Run(small_run.recipe(place, general=None, **replayed), folders=small_run.folders(place), is_plan=True)
+    found = run.foresee()
+    (samples,) = (text for text in found.texts if text.role == "self")
+    assert samples.basis == "to be sampled"
+    # 417 steps of 10 sequences, 5 % of them of 48 tokens: read once they would be 9,984 tokens; 20,000 are the least.
+    assert run._preparing.wanted["self"] == 208 * 48
+    assert run._preparing.wanted["self:sampled"] == 20_000
+
+
+def test_the_seed_of_training_leaves_the_corpora_as_they_are(finished: tuple[Path, RunResult]) -> None:
+    place, result = finished
+    other = Run(recipe_of(place, name="other", training__seed=9), folders=small_run.folders(place), workers=1)
+    kept = json.loads((result.folder / "artifacts.json").read_bytes())
+    assert {name: str(path) for name, path in other.corpora.paths().items()} == kept["corpora"]
+    stages = other.train()
+    manifest = json.loads((stages[-1].folder / "manifest.json").read_bytes())
+    assert manifest["made_from"]["seed"] == 9
+    first, second = (read_rows(folder / "metrics.jsonl") for folder in (result.folder, other.folder))
+    assert [row["batch"] for row in first] != [row["batch"] for row in second]
