@@ -198,4 +198,4 @@ def test_wrong_requests_are_answered_with_code_2(
     result = invoke("blend", *arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
-    assert not list(Path().glob("scores/*/model"))
+    assert not list(Path().glob("scores/*/scores/share-0.*")), "refused before the line is scored"

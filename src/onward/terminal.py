@@ -229,6 +229,7 @@ def print_comparisons(comparisons: "Comparisons") -> None:
 
 def print_blending(found: "Blending") -> None:
     """Print the line of blends, what was chosen, and how it compares on the test part."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from onward.reporting.blends import blend_table, task_table
@@ -237,7 +238,7 @@ def print_blending(found: "Blending") -> None:
     for content in (blend_table(found), task_table(found)):
         if content is None:
             continue
-        table = Table(title=content.caption, title_justify="left")
+        table = Table(title=content.caption, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for head, is_number in zip(content.headers, content.numeric, strict=True):
             table.add_column(head, justify="right" if is_number else "left", no_wrap=not is_number)
         for row in content.rows:

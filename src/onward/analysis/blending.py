@@ -193,9 +193,8 @@ def _on_test(pair: Pair) -> Pair:
 def _in_dev(items: Items) -> NDArray[np.bool_]:
     rows = zip(items.group.tolist(), items.source.tolist(), items.item.tolist(), strict=True)
     # `heldout` gives a document without a group one of its own, with the source in it.
-    return np.array(
-        [is_dev(item if group == f"{source} {item}" else group) for group, source, item in rows], dtype=bool
-    )
+    keys = (item if group == f"{source} {item}" else group for group, source, item in rows)
+    return np.fromiter(map(is_dev, keys), dtype=np.bool_, count=len(items))
 
 
 def _halves(name: str, items: Items) -> Halves:
@@ -227,7 +226,8 @@ def _choice_in_words(points: Sequence[BlendPoint], taken: BlendPoint, chosen: Ch
         f"{number(half.dev, _DECIMALS)} bits per byte"
         for half in taken.texts
     ]
-    found = [f"Chosen on the dev part: {taken.share:g} of the way ({rule}); {', '.join(changes)} there."]
+    there = f"; {', '.join(changes)} there" if taken.share else ""
+    found = [f"Chosen on the dev part: share {taken.share:g} ({rule}){there}."]
     if chosen.admitted == (0.0,) and rule.general_loss is not None:
         found.append(
             f"No blend but the base itself keeps general text within {percent(rule.general_loss)} of the base."
