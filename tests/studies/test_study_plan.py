@@ -127,6 +127,14 @@ def test_one_training_is_looked_at_between_and_separate_ones_decay_each(place: P
     assert (one.recipe.training.stages, one.recipe.evaluation.at) == ((9600, 48_000), (4800, 24_000))
     several = plan_of(place, "tokens", whole, separate=True).members
     assert [member.recipe.training.stages for member in several] == [(4800,), (9600,), (24_000,), (48_000,)]
+    assert {member.recipe.evaluation.held_out_tokens for member in (one, *several)} == {2000}, "compared on the same"
+
+
+def test_scoring_a_short_training_costs_less_than_it() -> None:
+    whole = recipe(training={"stages": ["100M"], "sequence_tokens": 512, "batch_tokens": 4096})
+    scored = [dict(variants_of("pilot", whole, tokens)[0].changes)["evaluation.held_out_tokens"]
+              for tokens in (20_000, 300_000, 9_000_000)]  # fmt: skip
+    assert scored == [50_000, 150_000, 1_000_000], "the recipe's is 1M"
 
 
 REFUSALS = [
