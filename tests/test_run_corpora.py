@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import small_run
-from onward.artifact import Folders
+from onward.artifact import Folders, flatten
+from onward.corpus.preparation import Preparation
 from onward.pipeline import Run, RunResult
 from onward.training.record import read_rows
 from onward.verification.verify import _Trials
@@ -122,3 +123,18 @@ def test_the_seed_of_training_leaves_the_corpora_as_they_are(finished: tuple[Pat
     assert manifest["made_from"]["seed"] == 9
     first, second = (read_rows(folder / "metrics.jsonl") for folder in (result.folder, other.folder))
     assert [row["batch"] for row in first] != [row["batch"] for row in second]
+
+
+def test_samples_of_a_version_with_fewer_knobs_are_found(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+
+    def planned(**knobs: Any) -> Preparation:
+        corpora = {"self": {"self_replay": knobs, "quality": None}}
+        recipe = small_run.recipe(place, training__forgetting={"replay": "self"}, corpora=corpora)
+        run = Run(recipe, folders=small_run.folders(place), is_plan=True)
+        return run._preparing.planned("self", None)
+
+    plain, unused, drawn = planned(), planned(length_spread=3.0), planned(median_tokens=30)
+    knobs = {"document_tokens", "temperature", "tokens", "top_p"}
+    assert {name.rpartition(".")[2] for name in flatten(plain.made_from) if "self_replay." in name} == knobs
+    assert plain.folder == unused.folder != drawn.folder

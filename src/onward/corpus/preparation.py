@@ -70,7 +70,7 @@ def plan_preparation(
     looked_for = items if corpus.contamination is not None else None
     made_from: dict[str, Any] = {
         "format": FORMAT,
-        "corpus": corpus.model_dump(mode="json", exclude={"tokens": True, "duplicates": {"against"}}),
+        "corpus": corpus.model_dump(mode="json", exclude=_left_out(corpus)),
         "tokenizer": tokenizer.fingerprint,
         "sequence_tokens": sequence_tokens,
         "wanted_tokens": wanted,
@@ -98,6 +98,14 @@ def plan_preparation(
         made_from,
         folders.cache / "corpora" / fingerprint(made_from),
     )
+
+
+def _left_out(corpus: Corpus) -> dict[str, Any]:
+    """Return the knobs that are named otherwise, or not used: lengths that are not drawn need no name of their own."""
+    left_out: dict[str, Any] = {"tokens": True, "duplicates": {"against"}}
+    if corpus.self_replay is not None and corpus.self_replay.median_tokens is None:
+        left_out["self_replay"] = {"median_tokens", "length_spread"}
+    return left_out
 
 
 def _readers(inputs: Sequence[Inputs], corpus: Corpus) -> dict[str, str]:
