@@ -116,3 +116,15 @@ def test_training_benchmark_compares_the_stage_with_hf_trainer_on_the_same_rows(
     assert facts["ratio_vs_hf_trainer"] == pytest.approx(speeds[0] / speeds[1], rel=1e-3)
     assert facts[f"peak_memory_less_imports_ratio_{name}"] > 0
     assert 0 < facts["fraction_of_gemm_peak"] < 1
+
+
+@pytest.mark.timeout(300)
+def test_remedies_benchmark_predicts_what_each_remedy_holds() -> None:
+    facts = last_line_of("remedies.py", "--quick")
+    state = {name.removesuffix("_state_bytes"): value for name, value in facts.items() if name.endswith("_state_bytes")}
+    assert len(state) == 8
+    weights = state["plain"] / 16
+    assert state["kl"] - state["plain"] == state["l2_sp"] - state["plain"] == 4 * weights
+    assert state["ewc"] - state["plain"] == 8 * weights
+    assert state["lora"] < state["freeze_embeddings_half"] < state["freeze_embeddings"] < state["plain"]
+    assert all(facts[f"{name}_time_ratio"] > 0 for name in state)
