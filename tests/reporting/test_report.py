@@ -75,7 +75,7 @@ def test_the_first_words_are_the_findings(whole):
         "aaaa1111",
         "bbbb2222",
         "# carried onward",
-        "5% of the sequences",
+        "5% general text",
         "stage 1 · 100k",
         "After 100k tokens",
     ],
