@@ -20,7 +20,7 @@ from train_tiny_base import Shape, make_tokens, train
 
 SHAPES = {
     "1m": Shape(layers=4, hidden=96, feed_forward=256, heads=3, key_value_heads=1),  # 1,180,512 parameters
-    "10m": Shape(layers=7, hidden=320, feed_forward=864, heads=10, key_value_heads=2),  # 10,150,720
+    "10m": Shape(layers=7, hidden=320, feed_forward=864, heads=10, key_value_heads=2),  # 10,152,640
 }
 COOLDOWN = 0.4
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the three general sources")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=4e6, help="token budget of each base")
+    parser.add_argument("--tokens", type=float, default=2e6, help="token budget of each base")
     parser.add_argument("--only", choices=SHAPES, help="train this one alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

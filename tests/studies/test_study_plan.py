@@ -93,6 +93,7 @@ def test_text_whose_recipe_says_how_much_keeps_it_and_other_text_has_its_own_siz
     short, long = recipe(evaluation=unscored), recipe(training={"stages": ["9M"]}, evaluation=unscored)
     first, second = sharing([short, long])
     assert first.corpus.tokens == second.corpus.tokens
+    assert sharing([long, short]) == [second, first]
     assert first.corpus.tokens is not None
     assert first.corpus.tokens > 8_000_000
     fixed = recipe(corpus={"sources": [{"path": "d.jsonl"}], "tokens": "7M"})

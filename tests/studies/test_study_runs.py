@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import small_run
 from onward.artifact import Folders, read_manifest
 from onward.cli import app
+from onward.errors import UserError
 from onward.pipeline import Run
 from onward.recipe import load_recipe
 from onward.signals import Interrupted
@@ -136,6 +137,17 @@ def test_run_again_nothing_is_made(copied: Path, monkeypatch: pytest.MonkeyPatch
     assert again.counts.reused["trained members"] == again.counts.reused["scores"] == 4
     assert again.counts.reused["blends"] == 2
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_another_budget_is_refused_before_anything_is_touched(studied: tuple[Path, StudyResult]) -> None:
+    place, result = studied
+    file = result.folder / "recipes" / "none-seed0.yaml"
+    before = file.read_bytes()
+    with pytest.raises(UserError) as caught:
+        study(place, "remedies", study={**GRID["study"], "tokens": 1440})
+    assert caught.value.what == "this study was begun with another recipe"
+    assert caught.value.got == "training.stages: was [960], is [1440]"
+    assert file.read_bytes() == before
 
 
 def test_killed_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

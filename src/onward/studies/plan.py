@@ -8,11 +8,14 @@ from typing import Literal
 
 import yaml
 
-from onward.artifact import Folders, write_text
-from onward.recipe import Recipe
+from onward.artifact import Folders, flatten, write_text
+from onward.errors import UserError
+from onward.pipeline.run_folder import RunFolder
+from onward.recipe import Recipe, load_recipe
 from onward.studies.budgets import training_tokens
 from onward.studies.member import Member, Variant, members_of
 from onward.studies.variants import Blend, blends_of, variants_of
+from onward.training.stages import COST_KNOBS
 
 Emit = Literal["commands", "slurm"]
 
@@ -40,6 +43,20 @@ class StudyPlan:
     def recipe_file(self, member: Member) -> Path:
         """Return where a member's recipe stands."""
         return self.folder / "recipes" / f"{member.name}.yaml"
+
+    def check_begun(self) -> None:
+        """Raise UserError, naming the keys, when a member has results of another recipe: of another budget, say."""
+        free = {f"training.{knob}" for knob in COST_KNOBS}
+        for member in self.members:
+            file = self.recipe_file(member)
+            if not (file.exists() and RunFolder(self.runs / member.name, False).has_results):
+                continue
+            before, now = (flatten(each.model_dump(mode="json")) for each in (load_recipe(file), member.recipe))
+            keys = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
+            if keys:
+                got = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+                todo = "restore the old values, give the study another name (--set name=...), or remove its folder"
+                raise UserError("this study was begun with another recipe", str(file), got, todo=todo)
 
     def write_recipes(self) -> None:
         """Write every member's recipe; each runs alone: `onward run FILE --runs .../members`."""

@@ -10,6 +10,10 @@ from onward.statistics import Interval
 
 _CHARACTER, _LINE = 6.9, 15.0
 """Width of a character and height of a line of labels, in pixels: for placing, a little more than they take."""
+_TURNS = (2, 14, 6, 10, 0, 8, 1, 15, 7, 9, 3, 13, 5, 11, 4, 12)
+"""Where a label may stand around its point, in sixteenths of a turn: first where no interval is drawn."""
+_REACHES = (10, 14, 20, 28, 38, 50, 64, 80, 98, 118, 140, 170, 200, 240, 280)
+"""How far from its point, in pixels; from some distance on a thin line leads there."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,13 @@ class _Labels:
     def place(self, x: float, y: float, content: str) -> tuple[float, float] | None:
         """Return the left end of the baseline of a label near a point, None where there is no room."""
         width = len(content) * _CHARACTER
-        for reach in (12, 18, 26, 36, 48, 62, 78, 96, 116, 140):
-            for turn in range(16):
-                angle = (turn // 2 + (turn % 2) * 8) * pi / 8
-                middle_x, middle_y = x + (reach + width / 2 * abs(cos(angle))) * cos(angle), y - reach * sin(angle)
-                box = (middle_x - width / 2, middle_y - _LINE / 2, middle_x + width / 2, middle_y + _LINE / 2)
+        for reach in _REACHES:
+            for turn in _TURNS:
+                angle = turn * pi / 8
+                near, middle = x + reach * cos(angle), y - reach * sin(angle)
+                # Beside the point the label begins or ends there; above and below it stands in the middle.
+                start = near - width / 2 if abs(cos(angle)) < 0.3 else near - (width if cos(angle) < 0 else 0)
+                box = (start, middle - _LINE / 2, start + width, middle + _LINE / 2)
                 inside = box[0] >= self.left and box[2] <= self.right and box[1] >= self.top and box[3] <= self.bottom
                 if inside and not any(_meet(box, other) for other in self.taken):
                     self.taken.append(box)
@@ -66,6 +72,8 @@ def _plane(points: Sequence[Point], width: int, caption: str) -> str:
     parts += [line(x(0), top, x(0), bottom, "zero"), line(left, y(0), right, y(0), "zero")]
     front = sorted((point for point in points if point.is_front), key=lambda point: point.gain.estimate)
     parts.append(path(((x(p.gain.estimate), y(p.loss.estimate)) for p in front), "front"))
+    for point in points:
+        parts += _cross(point, x, y)
     labels = _Labels(left, top, right, bottom)
     labels.taken += [_around(x(p.gain.estimate), y(p.loss.estimate), 6) for p in points]
     for point in sorted(points, key=lambda point: not point.is_front):
@@ -73,7 +81,6 @@ def _plane(points: Sequence[Point], width: int, caption: str) -> str:
             parts += _label(labels, point, x(point.gain.estimate), y(point.loss.estimate))
     for point in points:  # after the labels, whose halos would hide them
         place = x(point.gain.estimate), y(point.loss.estimate)
-        parts += _cross(point, x, y)
         parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4.5" class="mark {point.kind}"/>')
     unit = "bits per byte" if wide else "bits/byte"
     parts.append(text(left - 40 if wide else 4, top - 16, f"general text: {unit} lost (lower is better)", "label"))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
 from onward.statistics import Interval
-from onward.studies.member import Variant
 from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
@@ -95,7 +94,8 @@ def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Plac
 def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
     names = [each.variant.words for each in found if placed[each.variant.name].standing == "front"]
     tried = sum(each.variant.family != CONTROL for each in found)
-    return f"{len(names)} of {tried} members are on the Pareto front: {listed(names)}."
+    are = "is" if len(names) == 1 else "are"
+    return f"{len(names)} of {tried} members {are} on the Pareto front: {listed(names)}."
 
 
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
         ("behind", "behind it"),
     ):
         names = [words[name] for name, each in placed.items() if each.standing == standing]
-        parts.append(f"{said}: {listed(names) if names else 'none'}")
+        parts.append(f"{said}: {listed(names) if names else 'no member'}")
     return f"{parts[0].capitalize()}; {'; '.join(parts[1:])}."
 
 
@@ -159,14 +159,15 @@ def _families(found: Sequence[Measured], changes: _Changes) -> list[str]:
             mine.texts[name].beyond(best.texts[name], _RESAMPLES, _SEED) for name in ("domain", "general")
         )
         sentences.append(
-            f"{_family_title(mine.variant)}: domain {change_words(domain)}, general {change_words(general)} beside it: "
-            f"{_verdict(told(domain), told(general))}."
+            f"{_capital(mine.variant.words)}: domain {change_words(domain)}, general {change_words(general)} beside "
+            f"it: {_verdict(told(domain), told(general))}."
         )
     return sentences
 
 
-def _family_title(variant: Variant) -> str:
-    return variant.words if variant.words[:1].isupper() else variant.words[:1].upper() + variant.words[1:]
+def _capital(words: str) -> str:
+    """Begin a sentence with words; a name of one word stays as it is written."""
+    return words[:1].upper() + words[1:] if " " in words else words
 
 
 def _verdict(domain: str, general: str) -> str:

@@ -45,13 +45,17 @@ def planned(
     tokens: int | None = None,
     separate: bool = False,
 ) -> StudyPlan:
-    """Return a study's members, their recipes written; raises UserError when the recipe lacks what it varies."""
+    """Return a study's members, their recipes written; raises UserError when the recipe lacks what it varies.
+
+    A study that has results of another recipe, or of another budget, is refused too.
+    """
     if study not in STUDIES:
         raise UserError("there is no such study", got=study, expected=f"one of: {', '.join(STUDIES)}")
     if separate and study != "tokens":
         raise UserError("only the study of tokens has separate budgets", "--separate", got=study)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     plan = plan_study(study, loaded, folders or Folders.default(), seeds, tokens, separate)
+    plan.check_begun()
     with disk_errors(plan.folder):
         plan.write_recipes()
     return plan
