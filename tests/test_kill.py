@@ -116,6 +116,9 @@ def reached(place: Path) -> str:
     return "report"
 
 
+_TIMES_AND_PATHS = ("environment.json", "events.jsonl", "artifacts.json", "recipe.yaml", "scored_on.json")
+
+
 def facts(place: Path) -> dict[str, Any]:
     """All that a run leaves, but times, speeds and the paths it lies under."""
     found: dict[str, Any] = {}
@@ -132,8 +135,8 @@ def facts(place: Path) -> dict[str, Any]:
             found[name] = (content["held_out"], content["tasks"])
         elif path.name == "metrics.jsonl":
             found[name] = [[row[key] for key in kept] for row in read_rows(path)]
-        elif "/report/" in name or path.name in ("environment.json", "events.jsonl", "artifacts.json", "recipe.yaml"):
-            found[name] = None  # its being there is all: times, paths
+        elif "/report/" in name or path.name in _TIMES_AND_PATHS:
+            found[name] = None  # its being there is all
         else:
             found[name] = small_run.content_hash(path)
     return found

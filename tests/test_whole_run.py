@@ -92,9 +92,10 @@ def test_the_files_are_those_of_the_design(finished: tuple[Path, RunResult]) -> 
     model = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     expected = {"recipe.yaml", "environment.json", "plan.json", "artifacts.json", "metrics.jsonl", "events.jsonl"}
     expected |= REPORT
+    scores = {"results.json", "items.parquet", "scored_on.json", "manifest.json"}
     for stage in STAGES:
         expected |= {f"checkpoints/{stage}/{name}" for name in state | {f"model/{name}" for name in model}}
-        expected |= {f"scores/{stage}/{name}" for name in ("results.json", "items.parquet", "manifest.json")}
+        expected |= {f"scores/{stage}/{name}" for name in scores}
     for step in (2, 6):
         expected |= {f"checkpoints/step-{step:08d}/{name}" for name in state}
     assert set(files_of(result.folder)) == expected
@@ -105,7 +106,7 @@ def test_the_files_are_those_of_the_design(finished: tuple[Path, RunResult]) -> 
     corpus |= {"tokenizer/tokenizer.json", "tokenizer/ids.json"}
     for folder in pointers["corpora"].values():
         assert set(files_of(Path(folder))) == corpus
-    assert set(files_of(Path(pointers["base_scores"]))) == {"results.json", "items.parquet", "manifest.json"}
+    assert set(files_of(Path(pointers["base_scores"]))) == scores
     assert {p.name for p in (place / "cache").iterdir()} == {"corpora", "scores"}
     assert not [name for name in files_of(place / "cache") if "/." in name], "no lock, no part is left"
 

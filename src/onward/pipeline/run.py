@@ -210,10 +210,9 @@ class Run:
             data_fingerprints(evaluation.tasks, as_path(evaluation.data))
         others = [task for task in evaluation.tasks if task not in TASKS]
         if others:
-            from onward.tasks.harness import definitions
+            from onward.tasks.harness import require_tasks
 
-            for task in others:
-                definitions(task)
+            require_tasks(others)
 
     def _train_while_preparing(self) -> None:
         """Train the first stage on a domain that another process prepares meanwhile."""
