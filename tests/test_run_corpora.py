@@ -138,3 +138,26 @@ def test_samples_of_a_version_with_fewer_knobs_are_found(tmp_path: Path) -> None
     knobs = {"document_tokens", "temperature", "tokens", "top_p"}
     assert {name.rpartition(".")[2] for name in flatten(plain.made_from) if "self_replay." in name} == knobs
     assert plain.folder == unused.folder != drawn.folder
+
+
+def test_items_may_be_kept_out_of_the_text_without_being_scored(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path)
+    bench = place / "bench" / "piqa"
+    bench.mkdir(parents=True)
+    goal, right = "cross the river between the old mill and the far road at night", "take a ship and a lamp"
+    (bench / "valid.jsonl").write_text(json.dumps({"goal": goal, "sol1": right, "sol2": "take a road"}) + "\n")
+    (bench / "valid-labels.lst").write_text("0\n")
+    (bench.parent / "SUBSET").touch()
+    planted = json.dumps({"id": "planted", "text": f"river mill\n{goal} {right}\nlamp road"})
+    (place / "domain.jsonl").write_text(planted + "\n" + (place / "domain.jsonl").read_text())
+    data = {"evaluation__data": str(bench.parent)}
+    looked_for = small_run.recipe(place, **data, corpus__contamination={"tasks": ["piqa"]})
+    corpora = Run(looked_for, folders=small_run.folders(place), workers=1).corpora
+    assert corpora.domain.ledger.contaminated.documents == 1
+    assert corpora.general is not None
+    assert corpora.general.ledger.contaminated.documents == 0
+    scored = small_run.recipe(place, **data, evaluation__tasks=["piqa"], name="scored")
+    assert Run(scored, folders=small_run.folders(place), workers=1).planned_domain.folder == corpora.domain.path
+    with pytest.raises(Exception, match="piqaa"):
+        _ = Run(small_run.recipe(place, name="other", corpus__contamination={"tasks": ["piqaa"]}),
+                folders=small_run.folders(place), workers=1).corpora  # fmt: skip

@@ -102,7 +102,7 @@ def plan_preparation(
 
 def _left_out(corpus: Corpus) -> dict[str, Any]:
     """Return the knobs that are named otherwise, or not used: lengths that are not drawn need no name of their own."""
-    left_out: dict[str, Any] = {"tokens": True, "duplicates": {"against"}}
+    left_out: dict[str, Any] = {"tokens": True, "duplicates": {"against"}, "contamination": {"tasks"}}
     if corpus.self_replay is not None and corpus.self_replay.median_tokens is None:
         left_out["self_replay"] = {"median_tokens", "length_spread"}
     return left_out

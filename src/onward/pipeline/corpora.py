@@ -116,7 +116,7 @@ class Preparing:
             wanted_tokens=self.wanted[name],
             seed=self.recipe.seed,
             folders=self.folders,
-            items=self._items,
+            items=self._items(corpus),
             model_fingerprint=self.base.fingerprint,
             label=name,
         )
@@ -147,16 +147,15 @@ class Preparing:
             found |= self.kept.recorded.get("prepared_for", {})
         return found
 
-    @cached_property
-    def _items(self) -> Items | None:
-        """The benchmark items that the recipe scores, which its text must not hold."""
+    def _items(self, corpus: Corpus) -> Items | None:
+        """Return the benchmark items that a corpus must not hold: by default those that the recipe scores."""
         from onward.tasks.questions import item_facts, load_questions
 
-        evaluation = self.recipe.evaluation
-        if not evaluation.tasks:
+        evaluation, named = self.recipe.evaluation, corpus.contamination and corpus.contamination.tasks
+        tasks, limit = evaluation.tasks if named is None else named, evaluation.limit
+        if not tasks:
             return None
         data = None if evaluation.data is None else as_path(evaluation.data)
-        tasks, limit = evaluation.tasks, evaluation.limit
         return Items(item_facts(tasks, data, limit), partial(load_questions, tasks, data, limit))
 
     def _generate(self, settings: SelfReplay, seed: int, first: int, made: int) -> Iterator["Sampled"]:

@@ -203,12 +203,12 @@ class Run:
 
     def _check_evaluation(self) -> None:
         """Find a misspelt task or a missing data folder before hours are spent; raises UserError."""
-        evaluation = self.recipe.evaluation
-        if evaluation.tasks and evaluation.data is not None:
+        evaluation, tasks = self.recipe.evaluation, self.recipe.tasks()
+        if tasks and evaluation.data is not None:
             from onward.tasks.local import data_fingerprints
 
-            data_fingerprints(evaluation.tasks, as_path(evaluation.data))
-        others = [task for task in evaluation.tasks if task not in TASKS]
+            data_fingerprints(tasks, as_path(evaluation.data))
+        others = [task for task in tasks if task not in TASKS]
         if others:
             from onward.tasks.harness import require_tasks
 

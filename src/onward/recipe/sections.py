@@ -91,8 +91,10 @@ class Duplicates(Section):
 
 
 class Contamination(Section):
-    """What is done about benchmark items that stand in the text; the items are those the recipe scores."""
+    """What is done about benchmark items that stand in the text."""
 
+    tasks: tuple[str, ...] | None = None
+    """The tasks whose items are looked for; null: those that the recipe scores (`evaluation.tasks`)."""
     ngram_words: int = Field(13, ge=5)
     """An item is found by any of its n-grams of so many words (GPT-3: 13); shorter items by rules of their own."""
     minimum_overlap: Share = Fraction(0)
@@ -157,7 +159,7 @@ class Corpus(Section):
     duplicates: Duplicates | None = Duplicates()
     """Repeated documents; null keeps them all."""
     contamination: Contamination | None = Contamination()  # type: ignore[call-arg]
-    """Benchmark items in the text; null: not looked for. Without `evaluation.tasks` there is nothing to look for."""
+    """Benchmark items in the text; null: not looked for. Without tasks there is nothing to look for."""
     held_out: HeldOut = HeldOut()
     """The held-out split."""
     packing: Literal["best_fit", "sequential", "none"] = "best_fit"

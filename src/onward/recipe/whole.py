@@ -83,6 +83,11 @@ class Recipe(Section):
         found = {name: self.replayed_corpus(name) for name in names}
         return {DOMAIN: self.corpus} | {name: corpus for name, corpus in found.items() if corpus is not None}
 
+    def tasks(self) -> tuple[str, ...]:
+        """Return the tasks whose items are scored or looked for in a text, each once."""
+        looked_for = [corpus.contamination.tasks or () for corpus in self.texts().values() if corpus.contamination]
+        return tuple(dict.fromkeys([*self.evaluation.tasks, *(task for tasks in looked_for for task in tasks)]))
+
     def replayed_corpus(self, name: str) -> Corpus | None:
         """Return the corpus that `replay` knows by a name, None when there is none."""
         if name == GENERAL:
