@@ -104,13 +104,14 @@ def test_text_whose_recipe_says_how_much_keeps_it_and_other_text_has_its_own_siz
 def test_budgets_are_those_asked_for_then_the_recipes_then_a_share_of_the_last_stage() -> None:
     whole = recipe(training={"stages": ["10M", "100M"], "sequence_tokens": 512, "batch_tokens": 4096})
     assert training_tokens("pilot", whole, None) == 5_000_000
-    assert training_tokens("remedies", whole, None) == 10_000_000
+    assert training_tokens("remedies", whole, None) == 7_000_000
     assert training_tokens("tokens", whole, None) == 100_000_000
     assert training_tokens("pilot", whole, 4096) == 4096
     short = recipe(training={"stages": ["1M"], "sequence_tokens": 512, "batch_tokens": 4096}, study={"tokens": "300k"})
     assert training_tokens("pilot", short, None) == 300_000
     bare = short.model_copy(update={"study": None})
     assert training_tokens("pilot", bare, None) == 50 * 4096, "five per cent would be 12 steps"
+    assert training_tokens("rates", bare, None) == 40 * 4096
     with pytest.raises(UserError, match="shorter than a step"):
         training_tokens("pilot", bare, 4095)
 
@@ -135,7 +136,7 @@ def test_scoring_a_short_training_costs_less_than_it() -> None:
     whole = recipe(training={"stages": ["100M"], "sequence_tokens": 512, "batch_tokens": 4096})
     scored = [dict(variants_of("pilot", whole, tokens)[0].changes)["evaluation.held_out_tokens"]
               for tokens in (20_000, 300_000, 9_000_000)]  # fmt: skip
-    assert scored == [50_000, 150_000, 1_000_000], "the recipe's is 1M"
+    assert scored == [75_000, 150_000, 1_000_000], "the recipe's is 1M"
 
 
 REFUSALS = [

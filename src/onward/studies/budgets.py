@@ -7,13 +7,13 @@ from onward.recipe import Recipe, format_share, format_tokens
 
 SHARES = {
     "pilot": Fraction(5, 100),
-    "remedies": Fraction(10, 100),
+    "remedies": Fraction(7, 100),
     "domains": Fraction(20, 100),
     "sizes": Fraction(20, 100),
     "rates": Fraction(5, 100),
 }
 """Default length of each training, as a share of the recipe's last stage."""
-LEAST_STEPS = 50
+_LEAST_STEPS, _PILOT_STEPS = 40, 50
 """... and at least so many steps: in fewer, warm-up and decay leave no time to learn."""
 _BUDGETS, _LEAST_POINT_STEPS = 8, 4
 
@@ -33,7 +33,7 @@ def training_tokens(study: str, recipe: Recipe, asked: int | None) -> int:
         return given
     if study not in SHARES:
         return last
-    return min(last, max(int(last * SHARES[study]), LEAST_STEPS * step))
+    return min(last, max(int(last * SHARES[study]), (_PILOT_STEPS if study == "pilot" else _LEAST_STEPS) * step))
 
 
 def budget_words(study: str, recipe: Recipe, tokens: int) -> str:
