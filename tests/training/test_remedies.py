@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mobilellm import known_shape
 from test_learner import LENGTH, RATE, ROWS, SETTINGS, batch_of
+from test_memory import POSITIONS, configurations, network_of, saved_bytes
+from test_memory import rows as rows_of_memory
 
 from onward.batches import Batch
 from onward.errors import UserError
@@ -17,6 +20,8 @@ from onward.model.load import export_model, load_model
 from onward.model.shape import read_shape
 from onward.model.source import describe
 from onward.recipe import Forgetting, Optimizer
+from onward.training import memory
+from onward.training.frozen import keep_in_compute_type, keep_parts
 from onward.training.launch import Place
 from onward.training.learner import Learner, Measured
 from onward.training.memory import predict
@@ -391,3 +396,30 @@ def test_state_is_predicted_to_the_byte(folder: Path, precision: Any, forgetting
     if learner.reference is not None:
         kept += sum(p.nbytes for p in learner.reference.network.parameters())
     assert use.remedies == pytest.approx(kept, abs=2 * off)
+
+
+def saved_by(precision: torch.dtype, layers: int, **forgetting: Any) -> int:
+    """What the forward pass of a small Llama with remedies leaves for the backward one."""
+    network = network_of(next(configurations()).values[0], precision, layers)
+    keep_parts(network, Forgetting.model_validate(forgetting), 0)
+    keep_in_compute_type(network, False)
+    with saved_bytes(network) as found:
+        network(rows_of_memory())
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rank", [4, 16])
+def test_a_block_with_adapters_leaves_their_products_too(precision: torch.dtype, rank: int) -> None:
+    shape = known_shape(next(configurations()).values[0].to_dict())
+    width = parts_of(shape, Forgetting.model_validate({"lora": {"rank": rank}})).adapter_width
+    block = memory._saved_per_position(shape, precision.itemsize, "cpu", False) + precision.itemsize * width
+    measured = saved_by(precision, 3, lora={"rank": rank}) - saved_by(precision, 2, lora={"rank": rank})
+    assert measured == pytest.approx(POSITIONS * block, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_frozen_blocks_at_the_bottom_leave_nothing(precision: torch.dtype) -> None:
+    frozen = saved_by(precision, 3, freeze={"embeddings": True, "blocks": 2})
+    assert frozen == saved_by(precision, 1, freeze={"embeddings": True})
+    assert frozen < saved_by(precision, 3, freeze={"blocks": 2})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from circumstances import befalls
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_train import assert_same, losses, place, settings, state_of, train_in, weights
@@ -15,6 +16,7 @@ from onward.errors import UserError
 from onward.model.load import load_model
 from onward.recipe import Training
 from onward.signals import Interrupted
+from onward.training.network import Network, Rows
 from onward.training.record import read_rows
 
 __all__ = ["place"]  # a fixture
@@ -120,6 +122,27 @@ def test_more_blocks_than_the_model_has_are_refused_before_anything_is_loaded(
     monkeypatch.setattr(learner, "load_model", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match="not so many blocks to freeze"):
         train_in(place, "run", with_remedies(freeze=9))
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_a_model_built_anew_in_the_middle_of_a_run_keeps_its_remedies(
+    place: Path, monkeypatch: pytest.MonkeyPatch, remedy: str
+) -> None:
+    training = settings(forgetting={"replay": "25%"} | REMEDIES[remedy], checkpoint_tokens=1920)
+    train_in(place, "whole", training)
+
+    def full_at_step_4(call: int, network: Network, rows: Rows, loss: torch.Tensor) -> torch.Tensor:
+        if call >= 8 and not any(getattr(block, "gradient_checkpointing", False) for block in network.blocks):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss
+
+    befalls(monkeypatch, full_at_step_4)
+    train_in(place, "retreated", training)
+    [event] = [row for row in read_rows(place / "retreated" / "events.jsonl") if row["event"] == "retreat"]
+    assert event["step"] == 4
+    assert event["now"]["checkpoint_every"] == 1
+    for step, loss in losses(place / "retreated"):
+        assert loss == pytest.approx(dict(losses(place / "whole"))[step], rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

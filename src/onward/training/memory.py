@@ -161,7 +161,7 @@ def _activations(shape: ModelShape, parts: Parts, strategy: Strategy, positions:
 
     Blocks that no gradient reaches leave nothing.
     """
-    block = _saved_per_position(shape, width, kind, strategy.compiled)
+    block = _saved_per_position(shape, width, kind, strategy.compiled) + width * parts.adapter_width
     layers = shape.layers - parts.passive_blocks
     recomputed = layers // strategy.checkpoint_every if strategy.checkpoint_every else 0
     # The input of the first block is the embeddings, which nobody else keeps.

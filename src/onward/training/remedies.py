@@ -14,7 +14,8 @@ class Parts:
     trained: with gradients and moments, adapters included; trained_inside: those of them that are no embedding.
     frozen: as the base has them. trains_head: whether the output embeddings are trained. passive_blocks: blocks at the
     bottom that no gradient reaches. base_copies: how often the base's trained weights are kept in fp32, the Fisher
-    information counted as one. has_reference: the base is computed beside the model.
+    information counted as one. has_reference: the base is computed beside the model. adapter_width: what a block's
+    adapters leave for the backward pass at each position, in numbers: the products of their first factors.
     """
 
     trained: int
@@ -24,6 +25,7 @@ class Parts:
     passive_blocks: int
     base_copies: int
     has_reference: bool
+    adapter_width: int = 0
 
 
 def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
@@ -39,8 +41,9 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
     copies = int(is_pulled) + int(forgetting.ewc is not None and forgetting.ewc.strength > 0)
     has_reference = bool(forgetting.kl)
     if forgetting.lora is not None:
-        adapters = (shape.layers - blocks) * forgetting.lora.rank * _ends_of_matrices(shape)
-        return Parts(adapters, adapters, shape.parameters, False, blocks, 0, has_reference)
+        rank, (matrices, ends) = forgetting.lora.rank, _matrices(shape)
+        adapters = (shape.layers - blocks) * rank * ends
+        return Parts(adapters, adapters, shape.parameters, False, blocks, 0, has_reference, rank * matrices)
     inside = shape.block_parameters - blocks * (shape.block_parameters // shape.layers)
     kept = shape.vocabulary * shape.hidden if keeps_embeddings else 0
     trained = inside + shape.embedding_parameters - kept
@@ -69,11 +72,12 @@ def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
     return asked
 
 
-def _ends_of_matrices(shape: ModelShape) -> int:
-    """Inputs and outputs of a block's linear layers, added up: what a rank of an adapter costs in parameters."""
+def _matrices(shape: ModelShape) -> tuple[int, int]:
+    """Return how many linear layers a block has, and the sum of their inputs and outputs: the parameters of a rank."""
     hidden, inner = shape.hidden, shape.intermediate
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    mlp = (3 if shape.gated else 2) * (hidden + inner)
+    in_mlp = 3 if shape.gated else 2
+    mlp = in_mlp * (hidden + inner)
     if shape.model_type in ("gpt_neox", "gpt2"):  # one matrix for q, k and v
-        return hidden + 3 * queries + queries + hidden + mlp
-    return 2 * (hidden + queries) + 2 * (hidden + keys) + mlp
+        return 2 + in_mlp, hidden + 3 * queries + queries + hidden + mlp
+    return 4 + in_mlp, 2 * (hidden + queries) + 2 * (hidden + keys) + mlp
