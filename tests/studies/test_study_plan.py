@@ -202,11 +202,11 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def emitted_by(place: Path, kind: str) -> tuple[str, list[str]]:
     file = place / "recipe of mine.yaml"
     file.write_text(yaml.safe_dump(small_run.content(place, training__stages=[48_000])), encoding="utf-8")
-    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs")]
+    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs of mine")]
     arguments = ["study", "rates", str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *places]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert not (place / "runs/emitted-rates/members").exists(), "nothing is run"
+    assert not (place / "runs of mine/emitted-rates/members").exists(), "nothing is run"
     return result.stdout, arguments
 
 
