@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from onward.artifact import Folders, read_manifest
+from onward.errors import UserError
 from onward.model.source import describe
 from onward.pipeline import Run
 from onward.pipeline.blend import score_blends
@@ -17,7 +18,10 @@ from onward.training.stages import Stage
 
 def done_places(plan: StudyPlan, member: Member) -> tuple[Stage, ...]:
     """Return where a member's models are when all are trained and scored, else nothing."""
-    run = _opened(plan, member)
+    try:
+        run = _opened(plan, member)
+    except UserError:  # told of when it was to be made
+        return ()
     places = places_of(run)
     is_done = all(read_manifest(scores_of(run.folder, place)) is not None for place in places)
     return places if is_done else ()
