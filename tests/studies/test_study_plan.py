@@ -52,6 +52,17 @@ def test_every_member_is_a_recipe_that_loads_and_says_what_it_is(place: Path, st
         assert member.recipe.evaluation.tasks == ()
 
 
+def test_no_text_of_a_member_holds_items_that_the_recipe_scores(place: Path) -> None:
+    scored = small_run.recipe(place, training__stages=[48_000], evaluation__tasks=["piqa"])
+    own = {"tasks": ["arc_easy"]}
+    named = small_run.recipe(place, training__stages=[48_000], evaluation__tasks=["piqa"], general__contamination=own)
+    for whole, general in ((scored, ("piqa",)), (named, ("arc_easy",))):
+        for member in plan_of(place, "remedies", whole).members:
+            for name, corpus in member.recipe.texts().items():
+                assert corpus.contamination is not None
+                assert corpus.contamination.tasks == (general if name == "general" else ("piqa",)), name
+
+
 def test_the_grid_of_remedies_holds_every_remedy_and_its_controls(place: Path) -> None:
     plan = plan_of(place, "remedies")
     by_name = {member.variant.name: member.recipe.training for member in plan.members}
@@ -91,13 +102,13 @@ def test_members_of_one_text_want_the_same_of_it(place: Path) -> None:
 def test_text_whose_recipe_says_how_much_keeps_it_and_other_text_has_its_own_size() -> None:
     unscored = {"held_out_tokens": None}
     short, long = recipe(evaluation=unscored), recipe(training={"stages": ["9M"]}, evaluation=unscored)
-    first, second = sharing([short, long])
+    first, second = sharing([short, long], ())
     assert first.corpus.tokens == second.corpus.tokens
-    assert sharing([long, short]) == [second, first]
+    assert sharing([long, short], ()) == [second, first]
     assert first.corpus.tokens is not None
     assert first.corpus.tokens > 8_000_000
     fixed = recipe(corpus={"sources": [{"path": "d.jsonl"}], "tokens": "7M"})
-    apart, other = sharing([fixed, long])
+    apart, other = sharing([fixed, long], ())
     assert (apart.corpus.tokens, other.corpus.tokens) == (7_000_000, second.corpus.tokens)
 
 

@@ -52,7 +52,7 @@ def members_of(recipe: Recipe, variants: Sequence[Variant], seeds: int) -> tuple
         for seed in range(seeds):
             own = {"name": f"{variant.name}-seed{seed}", "training.seed": first + seed, "study": None}
             found.append(Member(variant, seed, changed(recipe, {**variant.changes, **own})))
-    shared = sharing([member.recipe for member in found])
+    shared = sharing([member.recipe for member in found], recipe.evaluation.tasks)
     return tuple(replace(member, recipe=each) for member, each in zip(found, shared, strict=True))
 
 
@@ -91,10 +91,11 @@ def one_stage(recipe: Recipe, tokens: int) -> dict[str, Any]:
     }
 
 
-def sharing(recipes: Sequence[Recipe]) -> list[Recipe]:
+def sharing(recipes: Sequence[Recipe], tasks: tuple[str, ...]) -> list[Recipe]:
     """Give corpora that members have in common one size, the largest that any needs, so that each is made once.
 
-    A corpus whose recipe says how many tokens it has keeps them.
+    A corpus whose recipe says how many tokens it has keeps them. tasks: those that the studied recipe scores; the text
+    of members holds none of their items either, and is the text of the recipe's own run where that has this size.
     """
     largest: dict[tuple[str, str], tuple[int, int]] = {}
     for recipe in recipes:
@@ -102,15 +103,15 @@ def sharing(recipes: Sequence[Recipe]) -> list[Recipe]:
             kept, sampled = largest.get(_key(name, corpus), (0, 0))
             needed = wanted_tokens(name, corpus, recipe), sampled_tokens(name, corpus, recipe) or 0
             largest[_key(name, corpus)] = max(kept, needed[0]), max(sampled, needed[1])
-    return [_sized(recipe, largest) for recipe in recipes]
+    return [_sized(recipe, largest, tasks) for recipe in recipes]
 
 
 def _key(name: str, corpus: Corpus) -> tuple[str, str]:
     return name, corpus.model_dump_json()
 
 
-def _sized(recipe: Recipe, largest: Mapping[tuple[str, str], tuple[int, int]]) -> Recipe:
-    """Write the sizes into a recipe; samples that it replays without a word stand in it then."""
+def _sized(recipe: Recipe, largest: Mapping[tuple[str, str], tuple[int, int]], tasks: tuple[str, ...]) -> Recipe:
+    """Write sizes and tasks into a recipe; samples that it replays without a word stand in it then."""
     sized = {}
     for name, corpus in recipe.texts().items():
         kept, sampled = largest[_key(name, corpus)]
@@ -118,6 +119,8 @@ def _sized(recipe: Recipe, largest: Mapping[tuple[str, str], tuple[int, int]]) -
         if corpus.self_replay is not None:
             tokens = corpus.self_replay.tokens or sampled
             update["self_replay"] = corpus.self_replay.model_copy(update={"tokens": tokens})
+        if corpus.contamination is not None and corpus.contamination.tasks is None:
+            update["contamination"] = corpus.contamination.model_copy(update={"tasks": tasks})
         sized[name] = corpus.model_copy(update=update)
     changes: dict[str, Any] = {"corpus": sized.pop("domain", recipe.corpus)}
     changes["general"] = sized.pop("general", recipe.general)

@@ -39,6 +39,8 @@ _COMPILE_FLOPS = 2e15
 """Arithmetic of a run from which compiling pays on a CPU: an hour at half a teraflop per second."""
 _PROBE_FLOPS = 1e13
 """Arithmetic of a run that takes a minute or so on a CPU: from there its peak is worth half a second's measurement."""
+_FISHER_SEED = 0
+"""Names the rows that the Fisher information is estimated on, and their signs."""
 _TIGHT = 0.7
 """Share of the memory limit from which a CPU run measures before it begins."""
 _CHECK_ROWS = 2
@@ -186,8 +188,9 @@ class Session:
         if ewc is None or not ewc.strength:
             return None
         cache = self.run_folder if self.cache is None else self.cache
+        # Not the seed of training: it is a property of base and text, which every training from them shares.
         return find_fisher(
-            self.base, self.corpora[ewc.text], cache, ewc, self.seed, self.strategy, self.ranks, self.progress
+            self.base, self.corpora[ewc.text], cache, ewc, _FISHER_SEED, self.strategy, self.ranks, self.progress
         )
 
     @property
