@@ -1,23 +1,28 @@
 """What studies say: fronts, inflections, differences and verdicts, on scores that are known."""
 
+import io
 import random
 import re
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_texts import curve, measured, recipe, text
 
 from onward.recipe import Recipe
 from onward.statistics import Interval
-from onward.studies import budgets_compared, pilot, rates, remedies, side_by_side
+from onward.studies import StudyResult, budgets_compared, pilot, rates, remedies, side_by_side
+from onward.studies.execution import Counts
 from onward.studies.inflection import Marginal, inflection, marginal
 from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome
 from onward.studies.pareto import on_front, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import apart, told
+from onward.studies.view import study_view
 
 
 def brute_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -279,3 +284,20 @@ def test_a_leap_is_measured_from_the_median_before_it() -> None:
 def test_the_whole_takes_its_tokens_over_the_pilots_speed() -> None:
     whole: Recipe = recipe()
     assert pilot.projected_seconds(losses(-0.1), whole) == pytest.approx(1_000_000 / 500)
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+def test_the_terminal_cuts_no_number(columns: int) -> None:
+    domains = side_by_side.outcome([measured("law", -0.2, 0.01), measured("health", -0.4, 0.02)], "domains")
+    tuned = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
+    for found in (domains, tuned, remedies.outcome(a_grid())):
+        result = StudyResult(Path("place"), found, (), Counts(), Path("place/index.html"))
+        console = Console(width=columns, record=True, file=io.StringIO())
+        for part in study_view(result):
+            console.print(part)
+        printed = console.export_text()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in printed
+        for row in found.table.rows:
+            for word in " ".join(row).split():
+                assert word in printed
+        assert found.findings[0].split()[-1] in printed, "and says what it means"

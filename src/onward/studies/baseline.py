@@ -8,7 +8,7 @@ from onward.analysis.wording import decimals_for, number, percent, title
 from onward.evaluation.scores import HeldOutScore, Measure, TaskScore
 from onward.reporting.content import Table
 from onward.statistics import Interval
-from onward.studies.outcome import PER_BYTE, Outcome, as_numbers, listed
+from onward.studies.outcome import INTERVAL, PER_BYTE, Outcome, as_numbers, listed
 from onward.studies.plots import Row, rows_figure
 
 _NORMAL = 1.96
@@ -37,7 +37,7 @@ def outcome(scores: Path) -> Outcome:
             if task.chance is not None:
                 drawn.append(_row(task, measure, interval, said))
                 at_guessing += [f"{title(task.task)} {measure.name}"] if guesses else []
-    headers = ("measure", "metric", "value", "95 % interval", "chance", "items", "")
+    headers = ("measure", "metric", "value", INTERVAL, "chance", "items", "")
     table = Table(f"{scored.scores.model} before any training", headers,
                   (False, False, True, True, True, True, False), tuple(rows))  # fmt: skip
     figure = (

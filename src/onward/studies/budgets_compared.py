@@ -8,7 +8,7 @@ from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
 from onward.studies.inflection import Marginal, inflection, marginal
-from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words
+from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words
 from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import Text
 
@@ -36,7 +36,7 @@ def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
             | {"gain_from_tokens": piece.start}
             | as_numbers("gain_per_100M", piece.gain)
         )
-    headers = ("tokens", "domain", "95 % interval", "general", "95 % interval", "gain per 100M more", "95 % interval",
+    headers = ("tokens", "domain", INTERVAL, "general", INTERVAL, "gain per 100M more", INTERVAL,
                "decayed")  # fmt: skip
     caption = "Change in bits per byte against the base; gain of the domain per 100M tokens since the row before"
     table = Table(caption, headers, (*(True for _ in headers[:-1]), False), tuple(rows))

@@ -13,7 +13,7 @@ from onward.statistics import Interval
 from onward.studies.member import Variant
 from onward.studies.scored import Text
 
-PER_BYTE = "bits per byte"
+PER_BYTE, INTERVAL = "bits per byte", "95 % interval"
 
 
 @dataclass(frozen=True)

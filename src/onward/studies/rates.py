@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.reporting.figures import rate_text
-from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
 from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import told
 
@@ -33,8 +33,8 @@ def outcome(found: Sequence[Measured]) -> Outcome:
             | as_numbers("behind_best", behind)
             | {"verdict": verdict}
         )
-    headers = ("learning rate", "batch", "domain", "95 % interval", "general", "95 % interval", "beside the best",
-               "95 % interval", "")  # fmt: skip
+    headers = ("learning rate", "batch", "domain", INTERVAL, "general", INTERVAL, "beside the best",
+               INTERVAL, "")  # fmt: skip
     caption = f"Change in bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"
     table = Table(caption, headers, (*(True for _ in headers[:-1]), False), tuple(rows))
     sizes = sorted({each.recipe.training.batch_tokens for each in found})

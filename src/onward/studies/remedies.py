@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
 from onward.statistics import Interval
-from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import told
@@ -45,7 +45,7 @@ def outcome(found: Sequence[Measured]) -> Outcome:
             | {"standing": stands.standing, "compared_with": stands.dominated_by}
             | _beside(each, reference)
         )
-    headers = ("member", "domain", "95 % interval", "general", "95 % interval", "seeds", "front")
+    headers = ("member", "domain", INTERVAL, "general", INTERVAL, "seeds", "front")
     caption = "Change in bits per byte against the base; lower is better"
     table = Table(caption, headers, (False, True, True, True, True, True, False), tuple(rows))
     sentences = _findings(found, changes, placed)

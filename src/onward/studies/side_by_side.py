@@ -7,7 +7,7 @@ from onward.analysis.wording import number, percent
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
-from onward.studies.outcome import Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
 from onward.studies.plots import Row, rows_figure
 from onward.studies.scored import apart, told
 
@@ -42,7 +42,7 @@ def outcome(found: Sequence[Measured], study: str) -> Outcome:
                   if change is not None]  # fmt: skip
     headers = (
         "domain" if study == "domains" else "base", "parameters", "tokens per parameter", "base", "change",
-        "95 % interval", "gain", "general", "95 % interval", "gain per 1M tokens", "gain per token per parameter",
+        INTERVAL, "gain", "general", INTERVAL, "gain per 1M tokens", "gain per token per parameter",
         "seeds",
     )  # fmt: skip
     caption = f"Held-out bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"

@@ -15,9 +15,6 @@ from onward.studies.member import Variant, one_stage
 STUDIES = ("baseline", "pilot", "tokens", "remedies", "domains", "sizes", "rates")
 _EWC_STRENGTHS = (1, 10, 100)
 """Decades: useful strengths span many (2505.05946)."""
-_FISHER_TOKENS = 200_000
-"""The Fisher information is estimated on half as many tokens as are trained on, and at most on so many: each seed has
-an estimate of its own."""
 _BLENDS = ("25%", "50%", "75%")
 _HALF_DECADES = (0.1, 0.316, 1.0, 3.16, 10.0)
 
@@ -112,14 +109,14 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
         )
     return tuple(
         Variant(name, words, {**short, "training.forgetting": forgetting, **more}, family)
-        for name, words, family, forgetting, more in _grid(recipe, tokens)
+        for name, words, family, forgetting, more in _grid(recipe)
     )
 
 
 _Entry = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 
-def _grid(recipe: Recipe, tokens: int) -> list[_Entry]:
+def _grid(recipe: Recipe) -> list[_Entry]:
     """The built-in grid: name, words, family, `training.forgetting`, and other keys."""
     half = read_shape(resolve(recipe.model.base, recipe.model.revision)).layers // 2
     rate = recipe.training.optimizer.learning_rate
@@ -127,12 +124,9 @@ def _grid(recipe: Recipe, tokens: int) -> list[_Entry]:
     general = "samples" if recipe.general is not None and recipe.general.self_replay is not None else "replay"
     entries: list[_Entry] = [("none", "no remedy", "none", alone, {})]
     shares = (1, 5, 10)
-    fisher = min(_FISHER_TOKENS, max(_FISHER_TOKENS // 4, tokens // 2))
     entries += [(f"replay-{n}", f"{general} {n} %", "replay", {"replay": {"general": f"{n}%"}}, {}) for n in shares]
     entries += [(f"self-{n}", f"self replay {n} %", "self replay", {"replay": {"self": f"{n}%"}}, {}) for n in shares]
-    entries += [
-        (f"ewc-{n}", f"EWC {n}", "EWC", {**alone, "ewc": {"strength": n, "tokens": fisher}}, {}) for n in _EWC_STRENGTHS
-    ]
+    entries += [(f"ewc-{n}", f"EWC {n}", "EWC", {**alone, "ewc": n}, {}) for n in _EWC_STRENGTHS]
     entries += [
         ("l2-sp-10", "L2-SP 10", "L2-SP", {**alone, "l2_sp": 10.0}, {}),
         ("kl-1-replay-5", "KL 1 with replay 5 %", "KL", {"replay": {"general": "5%"}, "kl": 1.0}, {}),

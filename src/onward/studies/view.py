@@ -1,14 +1,19 @@
 """What a study found, for a terminal."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onward.reporting import content
 from onward.reporting.console import screened
+from onward.studies.outcome import INTERVAL
 from onward.studies.study import StudyResult
+
+_UNBOUNDED = 10_000
 
 
 def study_view(result: StudyResult) -> Iterator[RenderableType]:
@@ -18,17 +23,53 @@ def study_view(result: StudyResult) -> Iterator[RenderableType]:
         yield Text("No member was made.", style="bold")
     else:
         yield Text(screened(outcome.headline), style="bold")
-        table = Table(title=screened(outcome.table.caption), title_justify="left", box=box.SIMPLE_HEAD)
-        for header, numeric in zip(outcome.table.headers, outcome.table.numeric, strict=True):
-            table.add_column(header, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-        for row in outcome.table.rows:
-            table.add_row(*(Text(screened(cell)) for cell in row))
-        yield table
+        yield _Fitting(outcome.table)
         yield Text(screened(" ".join(outcome.findings)))
     for failure in result.failures:
-        yield Text(
-            f"not made: {failure.member}: {screened(failure.message.splitlines()[0])} ({failure.traceback})",
-            style="red",
-        )
+        words = screened(failure.message.splitlines()[0])
+        yield Text(f"not made: {failure.member}: {words} ({failure.traceback})", style="red")
     yield Text(result.counts.words())
     yield Text(f"study: {result.page}", overflow="fold")
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A table as it fits the terminal: upright, else on its side, else a line for each cell."""
+
+    table: content.Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the first form whose numbers are not cut."""
+        unbounded = options.update(max_width=_UNBOUNDED)  # a measure within the width says the width at most
+        for form in (self._upright(), self._on_its_side()):
+            if console.measure(form, options=unbounded).minimum <= options.max_width:
+                yield form
+                return
+        yield Text(screened(self.table.caption))
+        for row in self.table.rows:
+            cells = zip(self.table.headers, row, strict=True)
+            yield Text("  ".join(screened(f"{header} {cell}".strip()) for header, cell in cells if cell))
+
+    def _upright(self) -> Table:
+        form = self._opened()
+        for header, numeric in zip(self.table.headers, self.table.numeric, strict=True):
+            # Numbers stay whole under headings of a word a line; intervals and words may take several lines.
+            whole = numeric and header != INTERVAL
+            named = header.replace(" ", "\n") if whole else header
+            form.add_column(named, justify="right" if numeric else "left", no_wrap=whole)
+        for row in self.table.rows:
+            form.add_row(*(Text(screened(cell)) for cell in row))
+        return form
+
+    def _on_its_side(self) -> Table:
+        """A column for each row: for few members with many figures."""
+        form = self._opened()
+        form.add_column(self.table.headers[0])
+        for row in self.table.rows:
+            form.add_column(screened(row[0]), justify="right", no_wrap=True)
+        for place, header in enumerate(self.table.headers[1:], start=1):
+            form.add_row(header, *(Text(screened(row[place])) for row in self.table.rows))
+        return form
+
+    def _opened(self) -> Table:
+        return Table(title=screened(self.table.caption), title_justify="left", box=box.SIMPLE_HEAD)
