@@ -48,10 +48,9 @@ class Outcome:
     figure: Figure | None
 
 
-def change_texts(change: Interval, like: Interval | None = None) -> tuple[str, str]:
-    """Write a change and its interval, with two digits of the interval's width (of `like`'s, where it is given)."""
-    shape = like or change
-    places = decimals_for(shape.low, shape.high)
+def change_texts(change: Interval) -> tuple[str, str]:
+    """Write a change and its interval, with three decimals or as many as show two digits of the interval's width."""
+    places = max(3, decimals_for(change.low, change.high))
     if change.low != change.low:
         return number(change.estimate, places, sign=True), "unknown"
     low, high = (number(end, places, sign=True) for end in (change.low, change.high))
