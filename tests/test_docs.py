@@ -41,7 +41,7 @@ PAGES = (
     "docs/training.md",
 )
 NUM_COMMANDS = {
-    "README.md": 6,
+    "README.md": 9,
     "docs/corpus.md": 5,
     "docs/evaluation.md": 4,
     "docs/forgetting.md": 2,

@@ -95,7 +95,7 @@ def _score(execution: Execution, member: Member, shares: list[float]) -> list[Pa
         run.base,
         describe(places_of(run)[-1].model),
         shares,
-        held_out=run.corpora.paths(),
+        held_out=run.corpora.scored(),
         evaluation=evaluation,
         place=place,
         seed=member.recipe.seed,
