@@ -272,6 +272,14 @@ def test_a_falling_loss_is_told_from_one_that_stands() -> None:
     assert falls.at(falls.tokens * np.e) == pytest.approx(falls.level + falls.slope.estimate)
 
 
+@pytest.mark.parametrize(("slope", "verdict"), [(-0.3, "go"), (0.0, "cannot be told"), (0.3, "look first")])
+def test_only_a_loss_that_rises_speaks_against_the_whole(slope: float, verdict: str) -> None:
+    check = pilot._falling(pilot.falling(losses(slope)))
+    assert check.verdict == verdict
+    assert "nats per e-fold" in check.value
+    assert pilot._falling(None).verdict == "look first"
+
+
 def test_a_leap_is_measured_from_the_median_before_it() -> None:
     rows = losses(0.0, noise=0.0)
     for number, row in enumerate(rows):

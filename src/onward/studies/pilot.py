@@ -13,7 +13,7 @@ from onward.recipe import Recipe, format_seconds, format_tokens
 from onward.reporting.content import Table, size_text
 from onward.reporting.figures import Figure, loss_figure
 from onward.statistics import Interval
-from onward.studies.outcome import Measured, Outcome, as_numbers, change_words, listed
+from onward.studies.outcome import PER_BYTE, Measured, Outcome, as_numbers, change_words, listed
 from onward.studies.scored import told
 from onward.training.record import read_rows
 
@@ -23,6 +23,7 @@ _FARTHEST = 4
 _LEAST_STEPS = 10
 Go = "go"
 Look = "look first"
+OPEN = "cannot be told"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def outcome(found: Sequence[Measured], whole: Recipe) -> Outcome:
     slope = falling(rows)
     checks = [_falling(slope), _stability(rows, events), *_held_out(pilot), _throughput(rows), _memory(rows)]
     hours = projected_seconds(rows, whole)
-    go = all(check.verdict in (Go, "") for check in checks)
+    go = all(check.verdict != Look for check in checks)
     numbers: list[dict[str, Any]] = [
         {"check": check.name, "value": check.value, "verdict": check.verdict} for check in checks
     ]
@@ -104,9 +105,10 @@ def projected_seconds(rows: Sequence[Mapping[str, Any]], whole: Recipe) -> float
 def _falling(slope: Slope | None) -> Check:
     if slope is None:
         return Check("loss", f"fewer than {2 * _LEAST_STEPS} steps say nothing of its course", Look)
+    words = change_words(slope.slope).replace(PER_BYTE, "nats per e-fold of tokens in the last half")
     low, high = slope.slope.low, slope.slope.high
-    value = f"{slope.slope.estimate:+.3f} nats per e-fold of tokens in the last half ({low:+.3f} to {high:+.3f})"
-    return Check("loss", value.replace("-", "\N{MINUS SIGN}"), Go if high < 0 else Look)
+    # An interval that holds zero is no sign against it: the held-out text then decides.
+    return Check("loss", words, Go if high < 0 else Look if low > 0 else OPEN)
 
 
 def _stability(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> Check:
