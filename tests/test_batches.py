@@ -97,7 +97,7 @@ def mixed(
 @settings(max_examples=150, deadline=None)
 @given(shares=SHARES, first=st.integers(0, 10**12), slots=st.integers(0, 5000))
 def test_every_window_holds_the_share_of_every_corpus(shares: list[Fraction], first: int, slots: int) -> None:
-    """The total within one sequence; each corpus within one for every corpus that is split off before it."""
+    """The total to less than one sequence; each corpus to one more for every corpus that is split off before it."""
     found = mixed(*shares)
     counts = np.subtract(found.slots_of(first + slots), found.slots_of(first)).tolist()
     assert sum(counts) == slots
@@ -122,6 +122,13 @@ def test_every_slot_goes_to_one_corpus(shares: list[Fraction], first: int) -> No
     found = mixed(*shares)
     for slot in range(first, first + 50):
         assert sorted(np.subtract(found.slots_of(slot + 1), found.slots_of(slot)).tolist()) == [*[0] * len(shares), 1]
+
+
+def test_the_order_in_which_replayed_corpora_are_named_decides_nothing() -> None:
+    shares = {"general": "5%", "self": "2%"}
+    named = [dict(shares.items()), dict(reversed(shares.items()))]
+    first, second = (plan_batches(Training.model_validate({"forgetting": {"replay": each}}), seed=3) for each in named)
+    assert first == second
 
 
 @pytest.mark.parametrize("slots", [100, 10**6, 10**30])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import inf
 from typing import Literal
 
@@ -56,13 +57,22 @@ class BatchPlan:
         go on to those. So floor(slots x share) are replayed, whichever corpora that is shared out over.
         """
         # In Python's integers: a share may have any denominator.
-        taken, left, share_left = [], slots, Fraction(1)
+        taken, left = [], slots
+        for numerator, denominator in self._later:
+            rest = left * numerator // denominator
+            taken.append(left - rest)
+            left = rest
+        return tuple(taken)
+
+    @cached_property
+    def _later(self) -> tuple[tuple[int, int], ...]:
+        """What the corpora after each have of what it and they have, as whole numbers: asked for at every slot."""
+        found, share_left = [], Fraction(1)
         for share in self.shares:
             later = (share_left - share) / share_left
-            rest = left * later.numerator // later.denominator
-            taken.append(left - rest)
-            left, share_left = rest, share_left - share
-        return tuple(taken)
+            found.append((later.numerator, later.denominator))
+            share_left -= share
+        return tuple(found)
 
     def needed_sequences(self, steps: int | None = None) -> dict[str, int]:
         """How many sequences of each corpus the first `steps` (None: all) read, repetitions counted."""
@@ -78,6 +88,7 @@ def plan_batches(training: Training, seed: int) -> BatchPlan:
     sequences = training.batch_tokens // training.sequence_tokens
     step_tokens = sequences * training.sequence_tokens
     steps = tuple(-(-tokens // step_tokens) for tokens in training.stages)
-    replay = tuple(training.forgetting.replayed.items())
+    # By name: a mapping's order is no part of what a recipe says, and decides nothing.
+    replay = tuple(sorted(training.forgetting.replayed.items()))
     length, cap = training.sequence_tokens, training.maximum_repetition
     return BatchPlan(length, sequences, replay, seed, steps, training.order, cap, training.text)

@@ -105,7 +105,7 @@ class Forgetting(Section):
 
     @property
     def replayed(self) -> dict[str, Fraction]:
-        """Shares of the replayed corpora by name, in the recipe's order; none: empty."""
+        """Shares of the replayed corpora by name, in the order they are written in; none: empty."""
         return {} if self.replay is None else dict(self.replay)
 
     @property
