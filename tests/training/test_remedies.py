@@ -257,13 +257,17 @@ def test_the_merged_model_has_the_logits_of_the_adapted_one(make: Any, tmp_path:
 
 
 def test_recomputed_blocks_give_adapters_the_same_bits(folder: Path) -> None:
-    found = []
+    found, passes = [], []
     for every in (0, 1):
         learner = learner_of(folder, lora={"rank": 4}, kl=1.0, every=every)
+        passes.append(0)
+        for block in learner.network.blocks:
+            block.mlp.register_forward_pre_hook(lambda *_: passes.append(passes.pop() + 1))
         for step in range(2):
             made(learner, step)
         found.append(bits(learner))
     assert found[0] == found[1]
+    assert passes == [2 * 2 * LAYERS, 2 * 2 * 2 * LAYERS], "steps x micro-batches x blocks, and recomputed once"
 
 
 @pytest.mark.timeout(300)  # a C++ compiler at work, on a machine that may be busy
@@ -398,9 +402,9 @@ def test_state_is_predicted_to_the_byte(folder: Path, precision: Any, forgetting
     assert use.remedies == pytest.approx(kept, abs=2 * off)
 
 
-def saved_by(precision: torch.dtype, layers: int, **forgetting: Any) -> int:
+def saved_by(precision: torch.dtype, layers: int, every: int = 0, **forgetting: Any) -> int:
     """What the forward pass of a small Llama with remedies leaves for the backward one."""
-    network = network_of(next(configurations()).values[0], precision, layers)
+    network = network_of(next(configurations()).values[0], precision, layers, every)
     keep_parts(network, Forgetting.model_validate(forgetting), 0)
     keep_in_compute_type(network, False)
     with saved_bytes(network) as found:
@@ -416,6 +420,11 @@ def test_a_block_with_adapters_leaves_their_products_too(precision: torch.dtype,
     block = memory._saved_per_position(shape, precision.itemsize, "cpu", False) + precision.itemsize * width
     measured = saved_by(precision, 3, lora={"rank": rank}) - saved_by(precision, 2, lora={"rank": rank})
     assert measured == pytest.approx(POSITIONS * block, rel=0.01)
+
+
+def test_a_recomputed_block_with_adapters_leaves_its_input() -> None:
+    left = [saved_by(torch.bfloat16, layers, every=1, lora={"rank": 4}) for layers in (2, 3)]
+    assert left[1] - left[0] == pytest.approx(POSITIONS * 64 * 2, rel=0.05)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -52,10 +52,13 @@ def add_adapters(model: Any, blocks: Sequence[Any], lora: Lora, seed: int) -> No
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=wanted, fan_in_fan_out=transposed, lora_dropout=0.0
     )
+    before = set(model.modules())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
-    model.eval()  # layers that are new begin in training mode
+    for module in model.modules():
+        if module not in before:  # the others stay as they are: blocks that are recomputed are in training mode
+            module.training = False
 
 
 def adapters_of(model: Any) -> tuple[Adapter, ...]:
