@@ -15,13 +15,16 @@ from onward.cli import app
 from onward.corpus.preparation import Preparation, plan_preparation
 from onward.corpus.prepare import make
 from onward.errors import UserError
+from onward.model.shape import read_shape
 from onward.model.source import ModelSource, describe
 from onward.model.tokenizer import read_tokenizer
+from onward.pipeline import Run
 from onward.plan import Foresight, foresee, plan_run, wanted_tokens
 from onward.plan.budget import round_budget
-from onward.recipe import Recipe, Training
+from onward.recipe import Forgetting, Recipe, Training
 from onward.recipe.quantities import parse_tokens
 from onward.training import hardware as machines
+from onward.training.remedies import parts_of
 
 PEAK = 1e11
 
@@ -71,7 +74,7 @@ def test_a_plan_foresees_what_the_run_then_computes(place: Path) -> None:
     base, found = preparations(recipe, place)
     assert all(read_manifest(preparation.folder) is None for preparation in found.values()), "planning prepares nothing"
     domain, general = (make(preparation, None, None) for preparation in found.values())
-    plan = plan_run(recipe, before.parameters, {"domain": domain, "general": general})
+    plan = plan_run(recipe, before.parameters, before.parameters, {"domain": domain, "general": general})
     after = foreseen(place)
     assert (before.stages, before.steps) == (plan.stages, plan.steps) == (after.stages, after.steps)
     assert [text.basis for text in before.texts] == ["estimated", "estimated"]
@@ -119,8 +122,20 @@ def test_models_between_the_stages_and_questions_are_part_of_the_plan(place: Pat
     recipe = small_run.recipe(place, evaluation__at=[480, 960, 1920, 480])
     _, preparations_found = preparations(recipe, place)
     domain, general = (make(preparation, None, None) for preparation in preparations_found.values())
-    plan = plan_run(recipe, found.parameters, {"domain": domain, "general": general})
+    plan = plan_run(recipe, found.parameters, found.parameters, {"domain": domain, "general": general})
     assert plan.disk_bytes == found.disk.checkpoints + found.disk.models
+
+
+def test_states_are_planned_as_large_as_what_is_trained(place: Path) -> None:
+    plain, adapted = foreseen(place), foreseen(place, training__forgetting={"replay": "10%", "lora": {"rank": 2}})
+    assert adapted.disk.models == plain.disk.models
+    base, _ = preparations(small_run.recipe(place), place)
+    trained = parts_of(read_shape(base), Forgetting.model_validate({"lora": {"rank": 2}})).trained
+    assert 0 < trained < plain.parameters
+    assert adapted.disk.checkpoints == pytest.approx(plain.disk.checkpoints * trained / plain.parameters)
+    recipe = small_run.recipe(place, training__forgetting={"replay": "10%", "lora": {"rank": 2}})
+    run = Run(recipe, folders=small_run.folders(place), workers=1)
+    assert run.plan.disk_bytes == adapted.disk.checkpoints + adapted.disk.models
 
 
 def test_a_machine_that_is_not_here_can_be_planned_for(place: Path) -> None:

@@ -173,27 +173,35 @@ def test_the_mixture_of_two_texts_looks_back_as_far_as_its_parts() -> None:
 
 def test_checkpoints_take_twelve_bytes_a_parameter_and_what_is_there_is_not_counted_again(tmp_path: Path) -> None:
     training, folders = Training(stages=("1M", "2M"), keep_checkpoints=2), Folders(tmp_path / "c", tmp_path / "r")
-    assert checkpoint_bytes(training, 100) == (12 * 100 * 5, 4 * 100 * 2)
+    assert checkpoint_bytes(training, 100, 100) == (12 * 100 * 5, 4 * 100 * 2)
     scoring = foresee_evaluation(Evaluation(tasks=()), _shape(), 1e12, [text()], models=3)
-    disk = foresee_disk(training, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
+    disk = foresee_disk(training, 100, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
     assert (disk.corpora, disk.checkpoints, disk.models, disk.total) == (7, 6000, 800, 6807)
     there = tmp_path / "r/x/checkpoints/step-00000001"
     there.mkdir(parents=True)
     (there / "weights").write_bytes(b"0" * 3400)
-    disk = foresee_disk(training, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
+    disk = foresee_disk(training, 100, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
     assert (disk.checkpoints, disk.models) == (3000, 400)
     model = tmp_path / "r/x/models/tokens-000000500"
     model.mkdir(parents=True)
     (model / "weights").write_bytes(b"0" * 1700)
-    disk = foresee_disk(training, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
+    disk = foresee_disk(training, 100, 100, [text(disk_bytes=7.0)], scoring, folders, tmp_path / "r/x")
     assert (disk.checkpoints, disk.models) == (1500, 200)
+
+
+def test_checkpoints_hold_what_is_trained_and_models_hold_all(tmp_path: Path) -> None:
+    training, folders = Training(stages=("1M", "2M"), keep_checkpoints=2), Folders(tmp_path / "c", tmp_path / "r")
+    assert checkpoint_bytes(training, 100, 7) == (12 * 7 * 5, 4 * 100 * 2)
+    scoring = foresee_evaluation(Evaluation(tasks=()), _shape(), 1e12, [text()], models=3)
+    disk = foresee_disk(training, 100, 7, [text()], scoring, folders, tmp_path / "r/x")
+    assert (disk.checkpoints, disk.models) == (420, 800)
 
 
 def test_models_between_the_stages_ends_take_room_without_a_state(tmp_path: Path) -> None:
     training, folders = Training(stages=("1M", "2M"), keep_checkpoints=2), Folders(tmp_path / "c", tmp_path / "r")
-    assert checkpoint_bytes(training, 100, 3) == (12 * 100 * 5, 4 * 100 * (2 + 3))
+    assert checkpoint_bytes(training, 100, 100, 3) == (12 * 100 * 5, 4 * 100 * (2 + 3))
     scoring = foresee_evaluation(Evaluation(tasks=()), _shape(), 1e12, [text()], models=6, between=3)
-    disk = foresee_disk(training, 100, [text()], scoring, folders, tmp_path / "r/x")
+    disk = foresee_disk(training, 100, 100, [text()], scoring, folders, tmp_path / "r/x")
     assert (disk.checkpoints, disk.models) == (6000, 2000)
 
 
@@ -247,6 +255,6 @@ def test_free_room_is_that_of_the_nearest_folder_that_is_there(tmp_path: Path, m
     monkeypatch.setattr(shutil, "disk_usage", usage)
     folders = Folders(tmp_path / "a/b", tmp_path)
     scoring = foresee_evaluation(Evaluation(tasks=()), _shape(), 1e12, [text()], models=3)
-    disk = foresee_disk(Training(), 100, [text()], scoring, folders, tmp_path / "x")
+    disk = foresee_disk(Training(), 100, 100, [text()], scoring, folders, tmp_path / "x")
     assert asked == [tmp_path, tmp_path]
     assert disk.free == {str(tmp_path / "a/b"): 7, str(tmp_path): 7}

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,13 @@ from test_train import assert_same, losses, place, settings, state_of, train_in,
 
 from onward.errors import UserError
 from onward.model.load import load_model
+from onward.model.shape import read_shape
 from onward.recipe import Training
 from onward.signals import Interrupted
+from onward.training import session
+from onward.training.launch import Place
 from onward.training.network import Network, Rows
+from onward.training.ranks import Ranks
 from onward.training.record import read_rows
 
 __all__ = ["place"]  # a fixture
@@ -79,6 +84,21 @@ def test_checkpoints_hold_what_is_trained_and_models_hold_all(place: Path) -> No
     assert exported.keys() == base.keys()
     changed = {name for name in base if not torch.equal(exported[name], base[name])}
     assert changed == {name for name in base if "_proj" in name}
+
+
+def test_the_copy_that_is_written_in_the_background_is_of_what_is_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = read_shape(place / "model")
+    monkeypatch.setattr(session, "machine_memory_bytes", lambda: 10 * 12 * shape.parameters - 10)
+    found = []
+    for forgetting in (None, {"freeze": "embeddings"}, {"lora": {"rank": 2}}):
+        one = SimpleNamespace(
+            training=settings(forgetting=forgetting or {}), shape=shape, ranks=Ranks(Place(), torch.device("cpu")),
+            hardware=SimpleNamespace(kind="cuda"),
+        )  # fmt: skip
+        found.append(session.Session._writes_in_background(one))  # type: ignore[arg-type]
+    assert found == [False, True, True]
 
 
 def test_divergence_and_distance_are_recorded_beside_the_cross_entropy(place: Path) -> None:

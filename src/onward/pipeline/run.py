@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from onward.artifact import Folders, read_manifest, write_json
 from onward.corpus.preparation import Preparation
 from onward.errors import RankError, UserError
+from onward.model.shape import read_shape
 from onward.model.source import ModelSource, resolve
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.pipeline.by_ranks import first_alone, train_by_ranks
@@ -20,6 +21,7 @@ from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Recipe, load_recipe, section_of
 from onward.recipe.sections import as_path
 from onward.training.launch import find_place
+from onward.training.remedies import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +110,8 @@ class Run:
     @cached_property
     def plan(self) -> Plan:
         """Steps, repetition and size of the run, from what was prepared; raises UserError when it cannot work."""
-        plan = plan_run(self.recipe, _parameters(self.base), self.corpora.by_name())
+        trained = parts_of(read_shape(self.base), self.recipe.training.forgetting).trained
+        plan = plan_run(self.recipe, _parameters(self.base), trained, self.corpora.by_name())
         if self.place.is_first:
             write_json(self.folder / "plan.json", asdict(plan))
         return plan

@@ -137,8 +137,11 @@ def _for_held_out(corpus: Corpus, evaluation: Evaluation) -> int:
     return floor(evaluation.held_out_tokens / corpus.held_out.share)
 
 
-def plan_run(recipe: Recipe, parameters: int, corpora: Mapping[str, PreparedCorpus]) -> Plan:
-    """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap."""
+def plan_run(recipe: Recipe, parameters: int, trained: int, corpora: Mapping[str, PreparedCorpus]) -> Plan:
+    """Compute the plan from the prepared corpora; raises UserError when a corpus would be repeated beyond its cap.
+
+    parameters: of the base model; trained: of those and of adapters the ones that are trained (`parts_of`).
+    """
     batches = plan_batches(recipe.training, recipe.training_seed)
     needed = batches.needed_sequences()
     available = {name: corpus.ledger.sequences for name, corpus in corpora.items()}
@@ -162,7 +165,7 @@ def plan_run(recipe: Recipe, parameters: int, corpora: Mapping[str, PreparedCorp
         general_repetition=general.repetition,
         other_texts={name: text for name, text in texts.items() if name not in SCORED},
         parameters=parameters,
-        disk_bytes=sum(checkpoint_bytes(recipe.training, parameters, models_between(recipe))),
+        disk_bytes=sum(checkpoint_bytes(recipe.training, parameters, trained, models_between(recipe))),
     )
 
 
@@ -171,14 +174,15 @@ def models_between(recipe: Recipe) -> int:
     return len(set(recipe.evaluation.at) - set(recipe.training.stages))
 
 
-def checkpoint_bytes(training: Training, parameters: int, between: int = 0) -> tuple[int, int]:
+def checkpoint_bytes(training: Training, parameters: int, trained: int, between: int = 0) -> tuple[int, int]:
     """Return the bytes of all resumable states, and of the models at the ends of the stages and `between` them.
 
-    A state holds fp32 weights and two moments; one more than is kept exists while a new one is written, and each
-    stage's end keeps its own. A releasable model is at most fp32; between the stages' ends there is nothing else.
+    A state holds what is trained, weights in fp32 and two moments; one more than is kept exists while a new one is
+    written, and each stage's end keeps its own. A releasable model has all parameters, at most in fp32; between the
+    stages' ends there is nothing else.
     """
     stages = len(training.stages)
-    return 12 * parameters * (training.keep_checkpoints + 1 + stages), 4 * parameters * (stages + between)
+    return 12 * trained * (training.keep_checkpoints + 1 + stages), 4 * parameters * (stages + between)
 
 
 def check_domain(recipe: Recipe, domain: PreparedCorpus) -> None:

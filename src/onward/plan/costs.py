@@ -232,6 +232,7 @@ def foresee_evaluation(
 def foresee_disk(
     training: Training,
     parameters: int,
+    trained: int,
     texts: Sequence[TextForesight],
     evaluation: EvaluationForesight,
     folders: Folders,
@@ -239,9 +240,10 @@ def foresee_disk(
 ) -> DiskForesight:
     """Return what is still to be written, and what is free where it goes.
 
-    Checkpoints and models that the run has already are not counted again.
+    parameters, trained: of the base model, and those that are trained, adapters included. Checkpoints and models that
+    the run has already are not counted again.
     """
-    checkpoints, models = checkpoint_bytes(training, parameters, evaluation.between)
+    checkpoints, models = checkpoint_bytes(training, parameters, trained, evaluation.between)
     written = (path for name in ("checkpoints", "models") for path in (run_folder / name).rglob("*"))
     there = sum(path.stat().st_size for path in written if path.is_file())
     remaining = max(0, checkpoints + models - there) / (checkpoints + models)

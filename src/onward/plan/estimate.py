@@ -37,6 +37,7 @@ from onward.recipe import (
 )
 from onward.training.hardware import Hardware, Precision, known_hardware, measured, this_machine
 from onward.training.launch import count_gpus
+from onward.training.remedies import parts_of
 from onward.training.schedule import learning_rate
 
 _CURVE_POINTS = 400
@@ -97,7 +98,9 @@ def foresee(
     between = models_between(recipe)
     models = 1 + len(batches.stage_steps) + between
     evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
-    disk = foresee_disk(recipe.training, shape.parameters, texts, evaluation, folders, folders.runs / recipe.name)
+    trained = parts_of(shape, recipe.training.forgetting).trained
+    run_folder = folders.runs / recipe.name
+    disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder)
     if here.machine.here:
         problems += disk_problems(disk, folders)
     forgetting = recipe.training.forgetting

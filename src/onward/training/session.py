@@ -32,6 +32,7 @@ from onward.training.memory import correction
 from onward.training.network import Rows, choose_precision
 from onward.training.ranks import Ranks
 from onward.training.record import Record
+from onward.training.remedies import parts_of
 from onward.training.stages import Stage
 from onward.training.strategy import Strategy
 
@@ -154,7 +155,8 @@ class Session:
         wanted = self.training.background_checkpoints
         if wanted != "auto":
             return wanted
-        fits = self.hardware.kind == "cuda" and self.shape.parameters * 12 <= machine_memory_bytes() // 10
+        copied = 12 * parts_of(self.shape, self.training.forgetting).trained
+        fits = self.hardware.kind == "cuda" and copied <= machine_memory_bytes() // 10
         return self.ranks.agree(fits)
 
     def _begins_at_base(self, first_end: int) -> bool:
