@@ -1,11 +1,13 @@
 """The step `train`: from a base model and prepared corpora to the checkpoint at the end of each stage."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import Damage, disk_errors, find, locked
+from onward.artifact import MANIFEST, Damage, disk_errors, find, locked, read_manifest
+from onward.batches import plan_batches
+from onward.errors import UserError
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 from onward.recipe import Training
@@ -46,7 +48,7 @@ def train(
     due = stages[:until_stage]
     if until_step is not None:
         due = tuple(s for n, s in enumerate(due) if n == 0 or due[n - 1].steps < until_step)
-    inputs = _inputs(training, base, corpora, seed)
+    inputs = _inputs(training, base, corpora, seed, run_folder)
 
     def made_at(step: int) -> dict[str, Any]:
         return _inputs_at(inputs, stages, step)
@@ -90,7 +92,9 @@ def _may_shard(training: Training) -> bool:
     return training.sharding in ("zero2", "zero3") or training.offload is True or count_gpus() > 0
 
 
-def _inputs(training: Training, base: ModelSource, corpora: Mapping[str, Path], seed: int) -> dict[str, Any]:
+def _inputs(
+    training: Training, base: ModelSource, corpora: Mapping[str, Path], seed: int, run_folder: Path
+) -> dict[str, Any]:
     """What determines the weights at every step; speed and memory knobs are left out, they may change on resume."""
     settings = training.model_dump(mode="json")
     if training.schedule.horizon == "stage":
@@ -100,8 +104,25 @@ def _inputs(training: Training, base: ModelSource, corpora: Mapping[str, Path], 
     settings.pop("seed")  # the seed that follows from it is an input itself
     if training.text == "domain":  # the only choice of older versions, whose checkpoints do not name it
         settings.pop("text")
-    named = {"general": None} | {name: folder.name for name, folder in corpora.items()}
+    read, ewc = set(plan_batches(training, seed).corpora), training.forgetting.ewc
+    if ewc is not None and ewc.strength:
+        read.add(ewc.text)
+    named = _named_unread(run_folder, read) | {name: folder.name for name, folder in corpora.items() if name in read}
     return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": named}
+
+
+def _named_unread(run_folder: Path, read: Set[str]) -> dict[str, str]:
+    """The corpora without part in training that this run's manifests name: older versions put down all they were given.
+
+    read: names of those that have a part. A run keeps to what its manifests say, whichever corpora it is given now.
+    """
+    for path in sorted((run_folder / "checkpoints").glob(f"*/{MANIFEST}")):
+        with suppress(UserError):  # damaged: whoever reads this checkpoint says so
+            manifest = read_manifest(path.parent)
+            inputs = {} if manifest is None else manifest.made_from
+            named = {name.partition(".")[2]: at for name, at in inputs.items() if name.startswith("corpora.")}
+            return {name: at for name, at in named.items() if name not in read and at is not None}
+    return {}
 
 
 def _inputs_at(inputs: dict[str, Any], stages: tuple[Stage, ...], step: int) -> dict[str, Any]:
