@@ -4,6 +4,7 @@ import io
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -66,6 +67,28 @@ def test_seeds_that_are_missing_are_left_out_of_a_difference() -> None:
     got = whole.beyond(part, 500, 0).estimate
     expected = (whole.after[1:].sum() - part.after.sum()) / 2 / part.bits.sum()
     assert got == pytest.approx(expected)
+
+
+def lone(name: str, domain: float, seed: int, family: str = "") -> Measured:
+    """A member of which one seed alone is done."""
+    each = measured(name, domain, 0.02, family, seeds=1)
+    texts = {corpus: replace(text, numbers=(seed,)) for corpus, text in each.texts.items()}
+    return replace(each, runs={seed: Path(name)}, texts=texts)
+
+
+def test_members_without_a_common_seed_are_not_distinguishable_and_the_findings_say_so() -> None:
+    first, second = lone("none", -0.5, 0), lone("replay-5", -0.2, 1, "replay")
+    difference = second.texts["domain"].beyond(first.texts["domain"], 500, 0)
+    assert difference.estimate == pytest.approx(0.3, abs=0.01)
+    assert np.isnan([difference.low, difference.high]).all()
+    assert told(difference) == "not distinguishable"
+    for found in (remedies.outcome([first, second]), rates.outcome([first, second])):
+        assert "not distinguishable" in " ".join(" ".join(row) for row in found.table.rows)
+        assert found.findings[-1] == (
+            "No seed is common to none and replay-5: their differences have no interval and are not distinguishable."
+        )
+    together = remedies.outcome([first, lone("replay-5", -0.2, 0, "replay")])
+    assert "is common to" not in " ".join(together.findings)
 
 
 @pytest.mark.parametrize(

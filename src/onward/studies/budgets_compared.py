@@ -8,7 +8,15 @@ from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
 from onward.studies.inflection import Marginal, inflection, marginal
-from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words
+from onward.studies.outcome import (
+    INTERVAL,
+    Measured,
+    Outcome,
+    as_numbers,
+    change_texts,
+    change_words,
+    without_common_seed,
+)
 from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import Text
 
@@ -47,7 +55,7 @@ def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
         for name in names
     ]  # fmt: skip
     figure = courses_figure(courses, CAPTION, "tokens trained on", is_tokens=True)
-    sentences = (*_inflection_words(pieces), *_caveats(points, decayed, is_separate))
+    sentences = (*_inflection_words(pieces), *_caveats(points, decayed, is_separate), *without_common_seed(found))
     return Outcome(_headline(points, pieces), sentences, table, tuple(numbers), figure)
 
 
@@ -115,6 +123,8 @@ def _inflection_words(pieces: Sequence[Marginal]) -> list[str]:
     sure = (
         "the whole interval of that gain is below half"
         if found.is_sure
+        else "but that gain has no interval, so it may lie elsewhere"
+        if np.isnan(found.after.gain.high)
         else "but the interval of that gain reaches half, so it may come later"
     )
     value, interval = _gain_texts(found.after.gain)

@@ -1,7 +1,8 @@
 """What a study found, before it is a page: one table, one figure, one paragraph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def as_numbers(prefix: str, interval: Interval) -> dict[str, float | None]:
     """Return an interval as three columns of a table of numbers; what is not known is None."""
     values = {prefix: interval.estimate, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
     return {name: None if value != value else round(value, 6) for name, value in values.items()}
+
+
+_MOST_PAIRS = 4
+
+
+def without_common_seed(found: Sequence[Measured]) -> list[str]:
+    """Return the sentence on members that share no seed, since one of either failed; none where all share one."""
+    apart = [f"{one.variant.words} and {other.variant.words}" for one, other in combinations(found, 2)
+             if not one.runs.keys() & other.runs.keys()]  # fmt: skip
+    if not apart:
+        return []
+    more = [f"{len(apart) - _MOST_PAIRS} more pairs"] if len(apart) > _MOST_PAIRS else []
+    pairs = "; to ".join([*apart[:_MOST_PAIRS], *more])
+    return [f"No seed is common to {pairs}: their differences have no interval and are not distinguishable."]
 
 
 def listed(names: list[str]) -> str:

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.reporting.figures import rate_text
-from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import (
+    INTERVAL,
+    Measured,
+    Outcome,
+    as_numbers,
+    change_texts,
+    change_words,
+    listed,
+    without_common_seed,
+)
 from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import told
 
@@ -88,4 +97,4 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
         "Short runs favour high rates and small batches, since steps are what they lack: for a longer run take the "
         "best rate or the one below it."
     )
-    return tuple(sentences)
+    return (*sentences, *without_common_seed(found))

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
 from onward.statistics import Interval
-from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import (
+    INTERVAL,
+    Measured,
+    Outcome,
+    as_numbers,
+    change_texts,
+    change_words,
+    listed,
+    without_common_seed,
+)
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import told
@@ -118,7 +127,7 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
         f"Intervals are of 95 %, over {over} ({number} {'seed' if number == '1' else 'seeds'}), each for itself: among "
         f"{len(found)} members one in twenty misses by chance. A change below zero is a gain."
     )
-    return tuple(sentences)
+    return (*sentences, *without_common_seed(found))
 
 
 def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:

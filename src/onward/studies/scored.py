@@ -48,8 +48,14 @@ class Text:
         return found
 
     def beyond(self, other: "Text", resamples: int, seed: int) -> Interval:
-        """Return how much more bits per byte this takes than `other`: the same documents, pairs of the same seeds."""
+        """Return how much more bits per byte this takes than `other`: the same documents, pairs of the same seeds.
+
+        Without a seed in common it is the difference of the means, and its interval is not known: nan.
+        """
         common = [number for number in self.numbers if number in other.numbers]
+        if not common:
+            apart_by = float(np.mean(self.of_seeds()) - np.mean(other.of_seeds()))
+            return Interval(apart_by, float("nan"), float("nan"))
         mine, theirs = (text.after[[text.numbers.index(number) for number in common]] for text in (self, other))
         if len(common) == 1:
             return _interval(theirs[0], mine, self.bits, self.group, resamples, seed)
