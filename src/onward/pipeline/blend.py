@@ -108,7 +108,7 @@ def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedM
     """
     from onward.training.stages import stages_of
 
-    stages = stages_of(run.recipe.training, run.recipe.seed, run.folder)
+    stages = stages_of(run.recipe.training, run.recipe.training_seed, run.folder)
     trained = [stage for stage in stages if read_manifest(stage.folder) is not None]
     if not trained:
         raise UserError("no stage of this recipe is trained yet", str(run.folder), todo="`onward run` it first")

@@ -141,8 +141,8 @@ def _complete(place: Path) -> set[Path]:
 def places_of(run: Run) -> tuple[Stage, ...]:
     """Return where a member's models are: its stages' ends and the points between, by their tokens."""
     training = run.recipe.training
-    stages = stages_of(training, run.recipe.seed, run.folder)
-    points = points_of(training, run.recipe.evaluation.at, run.recipe.seed, run.folder)
+    stages = stages_of(training, run.recipe.training_seed, run.folder)
+    points = points_of(training, run.recipe.evaluation.at, run.recipe.training_seed, run.folder)
     return tuple(sorted((*stages, *points), key=lambda place: place.tokens))
 
 

@@ -55,15 +55,15 @@ def outcome(found: Sequence[Measured], whole: Recipe) -> Outcome:
     rows, events = read_rows(folder / "metrics.jsonl"), read_rows(folder / "events.jsonl")
     slope = falling(rows)
     checks = [_falling(slope), _stability(rows, events), *_held_out(pilot), _throughput(rows), _memory(rows)]
-    hours = projected_seconds(rows, whole)
+    seconds = projected_seconds(rows, whole)
     go = all(check.verdict != Look for check in checks)
     numbers: list[dict[str, Any]] = [
         {"check": check.name, "value": check.value, "verdict": check.verdict} for check in checks
     ]
-    numbers.append({"check": "projection", "seconds": round(hours, 1), "seed": seed} | (
+    numbers.append({"check": "projection", "seconds": round(seconds, 1), "seed": seed} | (
         {} if slope is None else as_numbers("nats_per_e_fold", slope.slope)))  # fmt: skip
     body = [(check.name, check.value, check.verdict) for check in checks]
-    body.append(("training of the whole recipe", f"{format_seconds(hours)} at this speed, scoring not counted", ""))
+    body.append(("training of the whole recipe", f"{format_seconds(seconds)} at this speed, scoring not counted", ""))
     table = Table(f"A pilot of {format_tokens(pilot.tokens)} tokens, {len(rows)} steps", ("check", "found", "verdict"),
                   (False, False, False), tuple(body))  # fmt: skip
     figure = _figure(rows, pilot.tokens)
@@ -71,7 +71,7 @@ def outcome(found: Sequence[Measured], whole: Recipe) -> Outcome:
     headline = "Go: the pilot shows nothing against the whole training." if go else (
         f"Look first: {listed(against)}."
     )  # fmt: skip
-    return Outcome(headline, _findings(pilot, slope, hours, whole), table, tuple(numbers), figure)
+    return Outcome(headline, _findings(pilot, slope, seconds, whole), table, tuple(numbers), figure)
 
 
 def falling(rows: Sequence[Mapping[str, Any]]) -> Slope | None:
