@@ -73,6 +73,21 @@ def opened(batches: Batches, rank: int, world: int, micro_batch: int) -> list[St
         return list(loader)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_replayed_rows_are_read_apart_where_they_are_asked_for(tmp_path: Path, apart: bool) -> None:
+    batches = batches_of(tmp_path)
+    with Loader(batches, Place(), 3, 0, CPU, replayed_apart=apart) as loader:
+        steps = [loader.step(0), *(loader.step(number) for number in (5, 6))]
+        loader.restart(1, micro_batch=2)
+        steps.append(loader.step(1))
+    for step in steps:
+        found = [micro.replayed.rows.ids_N for micro in step.micro if micro.replayed is not None]
+        rows = [tuple(ids) for each in found for ids in each.view(-1, LENGTH).tolist()]
+        whole = batches[step.step]
+        assert whole.replayed_B.any()
+        assert rows == ([tuple(ids) for ids in whole.ids_BT[whole.replayed_B].tolist()] if apart else [])
+
+
 def test_rows_that_fill_up_a_micro_batch_have_no_target(tmp_path: Path) -> None:
     with loader_of(batches_of(tmp_path, sequences=5), rank=0, world=2, micro_batch=3) as loader:
         micro = loader.step(0).micro  # 2 rows for this rank, 3 for the other

@@ -20,6 +20,7 @@ from onward.recipe import Training
 from onward.signals import Interrupted
 from onward.training import session
 from onward.training.launch import Place
+from onward.training.learner import Learner
 from onward.training.network import Network, Rows
 from onward.training.ranks import Ranks
 from onward.training.record import read_rows
@@ -101,7 +102,9 @@ def test_the_copy_that_is_written_in_the_background_is_of_what_is_trained(
     assert found == [False, True, True]
 
 
-def test_divergence_and_distance_are_recorded_beside_the_cross_entropy(place: Path) -> None:
+def test_divergence_and_distance_are_recorded_beside_the_cross_entropy(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_in(place, "drawn", with_remedies(kl=1.0, l2_sp=1.0))
     rows = read_rows(place / "drawn" / "metrics.jsonl")
     replayed = [row["kl_nats"] is not None for row in rows]
@@ -111,8 +114,17 @@ def test_divergence_and_distance_are_recorded_beside_the_cross_entropy(place: Pa
     assert divergences[-1] > 0
     assert [row["distance_from_base"] is not None for row in rows] == [False] * 9 + [True]
     assert 0 < rows[9]["distance_from_base"] < 1
+    apart: list[bool] = []
+    as_ever = Learner.update
+
+    def watched(self: Learner, micro: tuple[Rows, ...], *others: Any) -> Any:
+        apart.append(any(rows.replayed is not None for rows in micro))
+        return as_ever(self, micro, *others)
+
+    monkeypatch.setattr(Learner, "update", watched)
     plain = train_in(place, "plain", with_remedies())
     assert plain
+    assert apart == [False] * 10, "replayed rows are copied for the base alone"
     [first, *_] = read_rows(place / "plain" / "metrics.jsonl")
     assert first["loss_nats"] == pytest.approx(rows[0]["loss_nats"], rel=1e-6)
     assert not {"kl_nats", "distance_from_base"} & first.keys()

@@ -59,15 +59,24 @@ class Loader:
     """Reads a rank's rows of one step after the other, `depth` steps ahead; to be entered, or closed at the end.
 
     micro_batch: the most sequences of a forward pass; rows without a target fill up a rank that has fewer.
+    replayed_apart: whether the step reads the replayed rows by themselves as well.
     """
 
     def __init__(
-        self, batches: Batches, place: Place, micro_batch: int, first_step: int, device: torch.device, depth: int = 2
+        self,
+        batches: Batches,
+        place: Place,
+        micro_batch: int,
+        first_step: int,
+        device: torch.device,
+        depth: int = 2,
+        *,
+        replayed_apart: bool = False,
     ) -> None:
         assert micro_batch >= 1
         assert depth >= 1
         self._batches, self._place, self._micro_batch = batches, place, micro_batch
-        self._device, self._depth = device, depth
+        self._device, self._depth, self._replayed_apart = device, depth, replayed_apart
         self._reader = self._started(first_step)
 
     def __enter__(self) -> "Loader":
@@ -112,18 +121,27 @@ class Loader:
         self._reader.close()
 
     def _started(self, first_step: int) -> "_Reader":
-        return _Reader(self._batches, self._place, self._micro_batch, first_step, self._device, self._depth)
+        settings = (self._micro_batch, first_step, self._device, self._depth, self._replayed_apart)
+        return _Reader(self._batches, self._place, *settings)
 
 
 class _Reader:
     """The thread that reads ahead, from one step to the end, and the steps that it has ready."""
 
     def __init__(
-        self, batches: Batches, place: Place, micro_batch: int, first_step: int, device: torch.device, depth: int
+        self,
+        batches: Batches,
+        place: Place,
+        micro_batch: int,
+        first_step: int,
+        device: torch.device,
+        depth: int,
+        replayed_apart: bool,
     ) -> None:
         self.next = first_step
         """The step that `take` returns."""
         self._batches, self._place, self._device, self._depth = batches, place, device, depth
+        self._replayed_apart = replayed_apart
         self._rows = rows_of_rank(batches.plan.sequences_per_step, place.rank, place.world)
         self._shape = micro_shape(batches.plan.sequences_per_step, place.world, micro_batch)
         self._ready: deque[Step | BaseException] = deque()
@@ -181,7 +199,7 @@ class _Reader:
         digest = sum(xxhash.xxh3_64_intdigest(ids_T) for ids_T in batch.ids_BT) % 2**63
         number, rows = self._shape
         filled = filled_up(batch, number, rows, self._batches.padding_id)
-        micro = Rows.cut(filled, number, pin=self._device.type == "cuda")
+        micro = Rows.cut(filled, number, self._device.type == "cuda", self._replayed_apart)
         return Step(
             step, micro, count.labelled_tokens, count.tokens, count.causal_pairs, sum(count.replayed_sequences), digest
         )

@@ -99,7 +99,12 @@ class Loop:
             stop_on_signals(insistent=self.ranks.world == 1) as self.stop,
             collected_rarely(),
             Loader(
-                session.batches, self.ranks.place, session.strategy.micro_batch, session.step, self.ranks.device
+                session.batches,
+                self.ranks.place,
+                session.strategy.micro_batch,
+                session.step,
+                self.ranks.device,
+                replayed_apart=session.learner.reference is not None,
             ) as self.loader,
         ):
             try:

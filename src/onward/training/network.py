@@ -34,8 +34,8 @@ class Rows:
 
     ids_N, labels_N, positions_N: int64. bounds: int32, where each document piece starts (padding is a piece of its
     own), then N up to a length that is a power of two, so that shapes seldom change. longest: length of a row, which
-    no piece exceeds. replayed: those rows again that hold replayed text; None: no row does. towards: what these are
-    drawn towards; None: nothing.
+    no piece exceeds. replayed: those rows again that hold replayed text; None: no row does, or nobody asks. towards:
+    what these are drawn towards; None: nothing.
     """
 
     ids_N: torch.Tensor
@@ -49,11 +49,14 @@ class Rows:
     @staticmethod
     def of(batch: Batch, pin: bool = False) -> "Rows":
         """Flatten a batch; pin: into memory that a GPU reads while the CPU goes on."""
-        return Rows.cut(batch, 1, pin)[0]
+        return Rows.cut(batch, 1, pin, replayed_apart=True)[0]
 
     @staticmethod
-    def cut(batch: Batch, number: int, pin: bool = False) -> "tuple[Rows, ...]":
-        """Flatten a batch into `number` micro-batches of equally many rows; its documents are looked through once."""
+    def cut(batch: Batch, number: int, pin: bool, replayed_apart: bool) -> "tuple[Rows, ...]":
+        """Flatten a batch into `number` micro-batches of equally many rows; its documents are looked through once.
+
+        replayed_apart: copy the replayed rows of each, which a base that is computed beside the model reads.
+        """
         rows, length = batch.ids_BT.shape
         assert rows % number == 0, "the batch was filled up"
         begins = np.empty(batch.documents_BT.shape, dtype=np.bool_)
@@ -72,7 +75,7 @@ class Rows:
             np.subtract(own, n * positions, out=bounds[: len(own)], casting="unsafe")
             tensors = (*parts, torch.from_numpy(bounds))
             ids, labels, places, ends = [tensor.pin_memory() for tensor in tensors] if pin else tensors
-            replayed = Replayed.of(batch.rows(n * share, (n + 1) * share), pin)
+            replayed = Replayed.of(batch.rows(n * share, (n + 1) * share), pin) if replayed_apart else None
             micro.append(Rows(ids, labels, places, ends, length, replayed))
         return tuple(micro)
 
