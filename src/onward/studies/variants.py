@@ -182,8 +182,16 @@ def _rates(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     study, training = recipe.study, recipe.training
     peak, batch = training.optimizer.learning_rate, training.batch_tokens
     rates = sorted(set(study.learning_rates if study else ())) or [float(f"{peak * f:.2g}") for f in _HALF_DECADES]
-    batches = sorted(set(study.batch_tokens if study else ())) or [batch // 2, batch, 2 * batch]
-    batches = [size for size in batches if training.sequence_tokens <= size <= tokens]
+    named = sorted(set(study.batch_tokens if study else ()))
+    # Half and twice the recipe's batch are tried where they are possible; a size that was asked for has to be.
+    batches = [size for size in named or (batch // 2, batch, 2 * batch) if training.sequence_tokens <= size <= tokens]
+    refused = [size for size in named if size not in batches]
+    if refused:
+        got, expected = ", ".join(f"{size:,}" for size in refused), f"{training.sequence_tokens:,} to {tokens:,} tokens"
+        todo = (
+            "a batch holds a sequence or more, and a training a batch or more: name other sizes, or lengthen --tokens"
+        )
+        raise UserError("these batches cannot be trained on", "study.batch_tokens", got, expected, todo)
     return tuple(
         Variant(
             f"rate-{rate:g}-batch-{size}",
