@@ -159,6 +159,8 @@ REFUSALS = [
     ("tokens", {"study": {"budgets": ["1M", "2k"]}}, "study.budgets"),
     ("tokens", {"training__stages": [960]}, "lengthen the last stage"),
     ("pilot", {"study": {"tokens": 100}}, "shorter than a step"),
+    ("rates", {"study": {"batch_tokens": [24, 480, 99_000]}}, "got       24, 99,000"),
+    ("rates", {"study": {"batch_tokens": [24]}}, "where     study.batch_tokens"),
 ]
 
 
@@ -170,6 +172,27 @@ def test_a_recipe_that_lacks_what_a_study_varies_is_refused(
         plan_of(place, study, small_run.recipe(place, **changes))
     assert told in str(caught.value)
     assert not (place / "runs" / f"small-{study}" / "members").exists()
+
+
+def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Path) -> None:
+    study: dict[str, Any] = {"tokens": 24_000, "remedies": {"none": {"replay": None}}}
+    changes: dict[str, Any] = {"name": "grown", "training__stages": [48_000]}
+    begun = plan_of(place, "remedies", small_run.recipe(place, **changes, study=study))
+    size = begun.members[0].recipe.general.tokens  # type: ignore[union-attr]
+    scored = begun.runs / "none-seed0" / "scores" / "tokens-000024000" / "manifest.json"
+    scored.parent.mkdir(parents=True)
+    scored.write_text("{}", encoding="utf-8")
+    study["remedies"]["replay-99"] = {"replay": "99%"}
+    with pytest.raises(UserError) as caught:
+        plan_of(place, "remedies", small_run.recipe(place, **changes, study=study, evaluation__held_out_tokens=100))
+    assert "evaluation.held_out_tokens" in str(caught.value), "another recipe is told of as before"
+    with pytest.raises(UserError) as caught:
+        plan_of(place, "remedies", small_run.recipe(place, **changes, study=study))
+    assert "as large as the hungriest needs" in str(caught.value)
+    assert f"general.tokens: {size}" in str(caught.value.todo)
+    # What the message says to do is enough.
+    kept = small_run.recipe(place, **changes, study=study, general__tokens=size)
+    assert [member.name for member in plan_of(place, "remedies", kept).members][:2] == ["none-seed0", "replay-99-seed0"]
 
 
 def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
@@ -210,14 +233,15 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def emitted_by(place: Path, kind: str) -> tuple[str, list[str]]:
+def emitted_by(place: Path, kind: str, name: str = "rates", **changes: Any) -> tuple[str, list[str]]:
     file = place / "recipe of mine.yaml"
-    file.write_text(yaml.safe_dump(small_run.content(place, training__stages=[48_000])), encoding="utf-8")
+    content = small_run.content(place, training__stages=[48_000], **changes)
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
     places = ["--cache", str(place / "cache"), "--runs", str(place / "runs of mine")]
-    arguments = ["study", "rates", str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *places]
+    arguments = ["study", name, str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *places]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert not (place / "runs of mine/emitted-rates/members").exists(), "nothing is run"
+    assert not (place / f"runs of mine/emitted-{name}/members").exists(), "nothing is run"
     return result.stdout, arguments
 
 
@@ -228,7 +252,8 @@ def test_emitted_commands_are_understood_and_the_last_one_collects(place: Path, 
         program, *words = shlex.split(line)
         assert program == "onward"
         assert CliRunner().invoke(cli.app, words).exit_code == 0, line
-    assert len(understood) == len(lines) - 1 == 30
+    assert [shlex.split(line)[1] for line in lines] == ["evaluate", *["run"] * 30, "study"]
+    assert len(understood) == len(lines) - 1 == 31
     assert understood[0].startswith("rate-")
     assert len(set(understood)) == 30
     last = shlex.split(lines[-1])[1:]
@@ -253,3 +278,30 @@ def test_the_emitted_array_is_a_script_whose_commands_are_understood(
     assert (before[:2], after[:3]) == (["onward", "evaluate"], ["onward", "study", "rates"])
     assert CliRunner().invoke(cli.app, before[1:]).exit_code == 0
     assert len(understood) == 2
+
+
+def prepared_by(text: str) -> list[str]:
+    """Names of the members that the commands before the array prepare."""
+    words = [shlex.split(line[1:]) for line in text.splitlines() if line.startswith("#   onward evaluate ")]
+    return [Path(each[2]).stem for each in words]
+
+
+def test_every_text_and_base_is_prepared_before_the_array_by_one_member(place: Path) -> None:
+    text, _ = emitted_by(place, "slurm", "remedies")
+    assert prepared_by(text) == ["none-seed0", "self-1-seed0"], "what reads samples of the base needs these too"
+    corpus = small_run.content(place)["corpus"]
+    domains = {"a": corpus, "b": {**corpus, "sources": [{"path": str(place / "general.jsonl")}]}}
+    text, _ = emitted_by(place, "slurm", "domains", study={"domains": domains})
+    assert prepared_by(text) == ["a-seed0", "b-seed0"]
+    models = {"small": {"base": str(place / "model")}, "large": {"base": "onward/tiny"}}
+    text, _ = emitted_by(place, "slurm", "sizes", study={"models": models})
+    assert sorted(prepared_by(text)) == ["large-seed0", "small-seed0"]
+
+
+@pytest.mark.parametrize("kind", ["commands", "slurm"])
+def test_an_emitted_baseline_is_scored_and_nothing_is_trained(place: Path, kind: str) -> None:
+    text, _ = emitted_by(place, kind, "baseline")
+    assert "onward run" not in text
+    commands = [line for line in text.splitlines() if re.match("(exec )?onward evaluate", line)]
+    assert len(commands) == 1
+    assert prepared_by(text) == []

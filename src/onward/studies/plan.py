@@ -11,7 +11,8 @@ import yaml
 from onward.artifact import Folders, flatten, write_text
 from onward.errors import UserError
 from onward.pipeline.run_folder import RunFolder
-from onward.recipe import Recipe, load_recipe
+from onward.recipe import SCORED, Recipe, load_recipe, section_of
+from onward.recipe.whole import DOMAIN
 from onward.studies.budgets import training_tokens
 from onward.studies.member import Member, Variant, members_of
 from onward.studies.variants import Blend, blends_of, variants_of
@@ -53,10 +54,37 @@ class StudyPlan:
                 continue
             before, now = (flatten(each.model_dump(mode="json")) for each in (load_recipe(file), member.recipe))
             keys = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
-            if keys:
-                got = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
-                todo = "restore the old values, give the study another name (--set name=...), or remove its folder"
-                raise UserError("this study was begun with another recipe", str(file), got, todo=todo)
+            if not keys:
+                continue
+            got = "; ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+            other = "give the study another name (--set name=...), or remove its folder"
+            sizes = self._own_sizes()
+            if set(keys) <= sizes.keys():
+                what = (
+                    "this study was begun with texts of another size: those of all members are as large as the "
+                    "hungriest needs"
+                )
+                # Of a text that the recipe does not write, the size alone cannot be written either.
+                old = ", ".join(f"{key}: {before[key]}" for key in keys)
+                keep = f"to keep the texts, write into the recipe {old}; or " if all(map(sizes.get, keys)) else ""
+                raise UserError(what, str(file), got, todo=f"{keep}{other}")
+            raise UserError(
+                "this study was begun with another recipe", str(file), got, todo=f"restore the old values, {other}"
+            )
+
+    def _own_sizes(self) -> dict[str, bool]:
+        """Return the keys of sizes that the study chose, since the recipe does not; and whether it writes the text."""
+        found = {}
+        for name in {name for member in self.members for name in member.recipe.texts()}:
+            corpus = self.recipe.corpus if name == DOMAIN else self.recipe.replayed_corpus(name)
+            if corpus is None or (name == DOMAIN and self.study == "domains"):
+                continue
+            is_written = name in SCORED or name in self.recipe.corpora
+            if corpus.tokens is None:
+                found[f"{section_of(name)}.tokens"] = is_written
+            if corpus.self_replay is not None and corpus.self_replay.tokens is None:
+                found[f"{section_of(name)}.self_replay.tokens"] = is_written
+        return found
 
     def write_recipes(self) -> None:
         """Write every member's recipe; each runs alone: `onward run FILE --runs .../members`."""
@@ -88,24 +116,42 @@ def plan_study(
 
 
 def emitted(plan: StudyPlan, kind: Emit, collect: Sequence[str]) -> str:
-    """Return the commands of every member and the one that collects, as lines or as a Slurm array script.
+    """Return the commands that prepare, those of every member and the one that collects: lines, or a Slurm array.
 
-    collect: the words of the study's own command, which reads what the members have left.
+    collect: the words of the study's own command, which reads what the members have left. A member of `baseline` is
+    only scored, and needs nothing before it.
     """
     places = ["--cache", str(plan.cache), "--runs", str(plan.runs)]
     files = [str(plan.recipe_file(member)) for member in plan.members]
+    verb = "evaluate" if plan.study == "baseline" else "run"
+    before = [] if plan.study == "baseline" else [str(plan.recipe_file(member)) for member in _preparing(plan.members)]
+    prepare = [shlex.join(["onward", "evaluate", file, *places]) for file in before]
     if kind == "commands":
-        lines = [shlex.join(["onward", "run", file, *places]) for file in files]
-        return "\n".join([*lines, shlex.join(collect)]) + "\n"
-    first = shlex.join(["onward", "evaluate", files[0], *places])
+        lines = [shlex.join(["onward", verb, file, *places]) for file in files]
+        return "\n".join([*prepare, *lines, shlex.join(collect)]) + "\n"
+    said = [_BEFORE, *(f"#   {line}" for line in prepare)] if prepare else []
     return _SLURM.format(
         name=plan.folder.name,
         last=len(files) - 1,
-        first=first,
+        before="".join(f"{line}\n" for line in said),
         collect=shlex.join(collect),
         members="\n".join(f"  {shlex.quote(file)}" for file in files),
+        verb=verb,
         places=shlex.join(places),
     )
+
+
+def _preparing(members: Sequence[Member]) -> list[Member]:
+    """Return the first member of each base and set of texts: those prepare everything that members have in common."""
+    found: dict[tuple[object, ...], Member] = {}
+    for member in members:
+        texts = sorted(member.recipe.texts().items())
+        key = (member.recipe.model.model_dump_json(), *((name, corpus.model_dump_json()) for name, corpus in texts))
+        found.setdefault(key, member)
+    return list(found.values())
+
+
+_BEFORE = "# Before the array, once and in this order: the texts and the bases' scores, which the members share."
 
 
 _SLURM = """\
@@ -116,12 +162,10 @@ _SLURM = """\
 #SBATCH --mem=16G
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:TERM@120
-# Before the array, once: the text and the base's scores, which the members share.
-#   {first}
-# After it: what is missing is made, and everything is collected.
+{before}# After it: what is missing is made, and everything is collected.
 #   {collect}
 members=(
 {members}
 )
-exec onward run "${{members[$SLURM_ARRAY_TASK_ID]}}" {places}
+exec onward {verb} "${{members[$SLURM_ARRAY_TASK_ID]}}" {places}
 """
