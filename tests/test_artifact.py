@@ -2,7 +2,9 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from onward.artifact import (
     find,
     fingerprint,
     flatten,
+    locked,
     read_manifest,
     remove,
 )
@@ -117,6 +120,30 @@ def _build_slowly(folder: Path) -> None:
     with building(folder, "corpus", MADE_FROM) as aside:
         for n in range(10_000):
             (aside / f"{n}.txt").write_text("x" * 1000)
+
+
+def test_who_waits_goes_on_when_the_other_has_ended_and_is_alone_then(tmp_path: Path) -> None:
+    folder, order = tmp_path / "artifact", list[str]()
+    begun, met = threading.Event(), threading.Barrier(3, timeout=60)
+
+    def first() -> None:
+        with locked(folder):
+            begun.set()
+            met.wait()
+            order.append("made")
+
+    def later() -> None:
+        begun.wait()
+        with locked(folder, met.wait):
+            with pytest.raises(UserError, match="another process is making this"), locked(folder):
+                pass
+            order.append("gone on")
+
+    with ThreadPoolExecutor(3) as pool:
+        for ended in [pool.submit(each) for each in (first, later, later)]:
+            ended.result()
+    assert order == ["made", "gone on", "gone on"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.4])

@@ -11,12 +11,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import xxhash
 
@@ -182,14 +182,17 @@ def building_place(folder: Path) -> Path:
 
 
 @contextmanager
-def building(folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial: bool = False) -> Iterator[Path]:
+def building(
+    folder: Path, kind: str, made_from: Mapping[str, Any], keep_partial: bool = False, is_locked: bool = False
+) -> Iterator[Path]:
     """Give a folder to build in; on a clean exit make it the artifact at `folder`, atomically.
 
     keep_partial: leave what an interrupted build wrote, so that the next one may go on from it (the builder must
-    itself know what is whole). A lock keeps two processes from building the same artifact at once.
+    itself know what is whole). A lock keeps two processes from building the same artifact at once; is_locked: the
+    caller has it already.
     """
     aside = building_place(folder)
-    with locked(folder):
+    with nullcontext() if is_locked else locked(folder):
         if aside.exists() and not keep_partial:
             shutil.rmtree(aside)
         aside.mkdir(parents=True, exist_ok=True)
@@ -276,26 +279,44 @@ def _number_within(error: Exception) -> int | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from making `folder` at the same time; raises UserError when one is at it already."""
+def locked(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Keep other processes from making `folder` at the same time; raises UserError when one is at it already.
+
+    waiting: is called when there is one, and then its end is waited for; None: no waiting.
+    """
     path = folder.parent / f".{folder.name}.lock"
-    with disk_errors(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
+    file = _lock(path, folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if file is None and waiting is not None:
+        waiting()
+        while file is None:  # a third one may have come first
+            file = _lock(path, folder, fcntl.LOCK_EX)
+    if file is None:
+        todo = "wait for it to end, or use another run name"
+        raise UserError("another process is making this artifact", str(folder), todo=todo)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who held it before may have removed the file between our opening and our locking it.
-            is_current = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except BlockingIOError:
-            is_current = False
-        if not is_current:
-            todo = "wait for it to end, or use another run name"
-            raise UserError("another process is making this artifact", str(folder), todo=todo)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, folder: Path, how: int) -> TextIO | None:
+    """Lock a file, made if need be; None when another process has it, or had it and removed it meanwhile."""
+    with disk_errors(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    try:
+        fcntl.flock(file, how)
+        # The one who held it before may have removed the file between our opening and our locking it.
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except BlockingIOError:
+        pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
 
 
 def sync(path: Path) -> None:

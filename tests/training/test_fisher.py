@@ -1,7 +1,10 @@
 """The Fisher information is the mean of squared gradients, one summand at a time, however it is computed."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -195,6 +198,33 @@ def test_it_is_estimated_once(model: Path, corpus: Path, tmp_path: Path, monkeyp
     assert len(made - {first}) == 4
 
 
+def test_processes_that_want_the_same_wait_for_the_one_that_estimates(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two opened files lock each other out, in one process as in two.
+    estimating, noted = Event(), Event()
+    as_ever, estimates, second = module._estimated, [], Told(on_note=noted.set)
+
+    def slowly(*settings: Any) -> Any:
+        estimates.append(1)
+        estimating.set()
+        assert noted.wait(60), "the other did not wait"
+        return as_ever(*settings)
+
+    def want(progress: Any) -> Path:
+        return find_fisher(describe(model), corpus, tmp_path, Ewc(), 7, Strategy(), ALONE, progress)
+
+    monkeypatch.setattr(module, "_estimated", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(want, Told())
+        assert estimating.wait(60)
+        found = pool.submit(want, second).result()
+    assert first.result() == found
+    assert len(estimates) == 1
+    assert second.notes == ["another process estimates the Fisher information: waiting for it"]
+    assert [path.name for path in (tmp_path / "fisher").iterdir()] == [found.name], "no lock is left"
+
+
 def test_one_made_from_something_else_is_refused(model: Path, corpus: Path, tmp_path: Path) -> None:
     first = fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE)
     other = fisher(model, corpus, tmp_path, ("sequence", "signs"), Strategy(), ALONE)
@@ -218,7 +248,9 @@ def test_a_damaged_one_is_made_anew(model: Path, corpus: Path, tmp_path: Path) -
 class Told:
     """A progress that keeps what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_note: Callable[[], None] = lambda: None) -> None:
+        self.notes: list[str] = []
+        self.on_note = on_note
         self.begun: list[tuple[str, int | None, str]] = []
         self.done: list[int] = []
 
@@ -228,7 +260,9 @@ class Told:
     def advance(self, done: int, facts: str = "") -> None:
         self.done.append(done)
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.on_note()
 
 
 def test_so_many_tokens_are_read_and_a_short_text_once(model: Path, corpus: Path) -> None:

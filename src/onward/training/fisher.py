@@ -13,6 +13,7 @@ summands under one square, have no part in it.
 
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 
-from onward.artifact import Damage, building, find, fingerprint, write_json
+from onward.artifact import Damage, building, find, fingerprint, locked, write_json
 from onward.batches import NO_TARGET, Batch, Batches, BatchPlan
 from onward.corpus.store import OpenCorpus, open_corpus
 from onward.errors import UserError
@@ -93,8 +94,9 @@ def find_fisher(
     """Return the artifact of the base's Fisher information on a prepared corpus, made now unless it is there.
 
     text: the corpus artifact; of its rows the first that hold about `ewc.tokens`, in the order that `seed` names.
-    strategy: how the model is made to fit; it is loaded for this alone and let go again. Collective. Raises UserError
-    when the text holds no labelled token, or the place holds what was made from something else.
+    strategy: how the model is made to fit; it is loaded for this alone and let go again. Where another process is
+    making the same, it is waited for. Collective. Raises UserError when the text holds no labelled token, or the place
+    holds what was made from something else.
     """
     progress = progress or Silent()
     made_from = {
@@ -109,19 +111,26 @@ def find_fisher(
     def tell(damage: Damage) -> None:
         progress.note(f"the Fisher information is damaged and made anew: {damage}")
 
+    def wait() -> None:
+        progress.note("another process estimates the Fisher information: waiting for it")
+
     if ranks.agree(find(folder, made_from, tell) is not None):
         return folder
-    tensors, facts = _estimated(base, text, ewc, seed, strategy, ranks, progress)
-    gc.collect()  # the model that was loaded for this, whose parts refer to each other
-    if ranks.device.type == "cuda":
-        torch.cuda.empty_cache()
-    if ranks.is_first:
-        from safetensors.torch import save_file
+    # Members of a study that start together want the same: one of them estimates, the others find it there.
+    with locked(folder, wait) if ranks.is_first else nullcontext():
+        if ranks.agree(ranks.is_first and find(folder, made_from, lambda _: None) is not None):
+            return folder
+        tensors, facts = _estimated(base, text, ewc, seed, strategy, ranks, progress)
+        gc.collect()  # the model that was loaded for this, whose parts refer to each other
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if ranks.is_first:
+            from safetensors.torch import save_file
 
-        with building(folder, "Fisher information", made_from) as aside:
-            save_file(tensors, aside / WEIGHTS)
-            write_json(aside / FACTS, facts)
-    ranks.barrier()
+            with building(folder, "Fisher information", made_from, is_locked=True) as aside:
+                save_file(tensors, aside / WEIGHTS)
+                write_json(aside / FACTS, facts)
+        ranks.barrier()
     return folder
 
 
