@@ -225,6 +225,38 @@ def test_processes_that_want_the_same_wait_for_the_one_that_estimates(
     assert [path.name for path in (tmp_path / "fisher").iterdir()] == [found.name], "no lock is left"
 
 
+@pytest.mark.parametrize(
+    ("settings", "strategy", "device", "ways"),
+    [
+        ({}, Strategy(), "cpu", ["gradient_checkpointing: all", "machine with more memory"]),
+        ({"estimator": "exact"}, Strategy(), "cuda", ["offload: true", "estimator: signs", "machine with more"]),
+        ({}, Strategy(offload=True, checkpoint_every=1), "cuda", ["machine with more memory"]),
+    ],
+    ids=["signs", "exact", "offloaded"],
+)
+def test_too_little_memory_says_how_much_is_needed_and_what_would_need_less(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], strategy: Strategy, device: str, ways: list[str],
+) -> None:  # fmt: skip
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    ranks, ewc = Ranks(Place(), torch.device(device)), Ewc.model_validate(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "estimate_fisher", full)
+        patch.setattr(module, "load_model", lambda *_: load_model(model))
+        patch.setattr(module, "share_out", lambda *_: None)
+        with pytest.raises(UserError, match="the memory is full") as refused:
+            find_fisher(describe(model), corpus, tmp_path, ewc, 7, strategy, ranks)
+    needed = 16 * sum(p.numel() for p in load_model(model).parameters())
+    assert f"about {needed / 1e3:.0f} kB" in str(refused.value.expected)
+    assert "Tried to allocate" in str(refused.value.got)
+    told = str(refused.value.todo).split("; or ")
+    assert len(told) == len(ways)
+    assert all(way in each for way, each in zip(ways, told, strict=True))
+    assert find_fisher(describe(model), corpus, tmp_path, Ewc(), 7, Strategy(), ALONE).exists(), "no lock is left"
+
+
 def test_one_made_from_something_else_is_refused(model: Path, corpus: Path, tmp_path: Path) -> None:
     first = fisher(model, corpus, tmp_path, ("token", "signs"), Strategy(), ALONE)
     other = fisher(model, corpus, tmp_path, ("sequence", "signs"), Strategy(), ALONE)

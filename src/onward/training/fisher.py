@@ -26,13 +26,16 @@ from torch.distributed.tensor import DTensor
 from onward.artifact import Damage, building, find, fingerprint, locked, write_json
 from onward.batches import NO_TARGET, Batch, Batches, BatchPlan
 from onward.corpus.store import OpenCorpus, open_corpus
-from onward.errors import UserError
+from onward.errors import RankError, UserError
 from onward.model.load import load_model
+from onward.model.shape import read_shape
 from onward.model.source import ModelSource
 from onward.progress import Progress, Silent
 from onward.recipe import Ewc
 from onward.training.anchor import local_part
 from onward.training.fisher_facts import describe_fisher
+from onward.training.fitting import amount
+from onward.training.learner import is_out_of_memory
 from onward.training.loss import summed_loss
 from onward.training.network import Network, Rows
 from onward.training.parallel import is_sharded, needs_group, share_out, summed, whole
@@ -41,6 +44,8 @@ from onward.training.strategy import Strategy
 
 FORMAT = 1
 """Raised when the same inputs come to give another result."""
+_BYTES_A_WEIGHT = 16
+"""Weights and gradients in fp32, and sums of squares in fp64."""
 WEIGHTS, FACTS = "fisher.safetensors", "facts.json"
 Positions = tuple[torch.Tensor, torch.Tensor]
 """int64 positions whose losses count with a plus, and those whose losses count with a minus."""
@@ -95,8 +100,8 @@ def find_fisher(
 
     text: the corpus artifact; of its rows the first that hold about `ewc.tokens`, in the order that `seed` names.
     strategy: how the model is made to fit; it is loaded for this alone and let go again. Where another process is
-    making the same, it is waited for. Collective. Raises UserError when the text holds no labelled token, or the place
-    holds what was made from something else.
+    making the same, it is waited for. Collective. Raises UserError when the text holds no labelled token, the place
+    holds what was made from something else, or the memory is too small.
     """
     progress = progress or Silent()
     made_from = {
@@ -120,7 +125,12 @@ def find_fisher(
     with locked(folder, wait) if ranks.is_first else nullcontext():
         if ranks.agree(ranks.is_first and find(folder, made_from, lambda _: None) is not None):
             return folder
-        tensors, facts = _estimated(base, text, ewc, seed, strategy, ranks, progress)
+        try:
+            tensors, facts = _estimated(base, text, ewc, seed, strategy, ranks, progress)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_large(base, ewc, strategy, ranks, error) from error
         gc.collect()  # the model that was loaded for this, whose parts refer to each other
         if ranks.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -132,6 +142,29 @@ def find_fisher(
                 write_json(aside / FACTS, facts)
         ranks.barrier()
     return folder
+
+
+def _too_large(base: ModelSource, ewc: Ewc, strategy: Strategy, ranks: Ranks, error: Exception) -> UserError:
+    """Say how much memory estimating needs, of every weight, frozen or not, and what would need less."""
+    by = ranks.world if needs_group(strategy) else 1
+    needed = amount(_BYTES_A_WEIGHT * read_shape(base).parameters / by)
+    less = ["set training.offload: true"] if ranks.device.type == "cuda" and not strategy.offload else []
+    if ranks.world > 1 and by == 1:
+        less.append("set training.sharding: zero3")
+    if ewc.estimator == "exact":
+        less.append("set training.forgetting.ewc.estimator: signs")
+    elif strategy.checkpoint_every != 1:
+        less.append("set training.gradient_checkpointing: all")
+    less.append(
+        "estimate on a machine with more memory, whose cache serves this one, or use l2_sp, which needs no estimate"
+    )
+    return (RankError if ranks.world > 1 else UserError)(
+        "the memory is full: the Fisher information of this model needs more",
+        f"training.forgetting.ewc, {ranks.device}",
+        (str(error) or type(error).__name__).split("\n")[0][:200],
+        f"about {needed} for {_BYTES_A_WEIGHT} bytes a weight, frozen or not, and the activations of a row",
+        "; or ".join(less),
+    )
 
 
 def read_fisher(folder: Path) -> dict[str, torch.Tensor]:
