@@ -175,7 +175,7 @@ def test_a_recipe_that_lacks_what_a_study_varies_is_refused(
 
 
 def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Path) -> None:
-    study: dict[str, Any] = {"tokens": 24_000, "remedies": {"none": {"replay": None}}}
+    study: dict[str, Any] = {"tokens": 24_000, "remedies": {"none": {"replay": None}, "control": {"replay": None}}}
     changes: dict[str, Any] = {"name": "grown", "training__stages": [48_000]}
     begun = plan_of(place, "remedies", small_run.recipe(place, **changes, study=study))
     size = begun.members[0].recipe.general.tokens  # type: ignore[union-attr]
@@ -192,7 +192,7 @@ def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Pat
     assert f"general.tokens: {size}" in str(caught.value.todo)
     # What the message says to do is enough.
     kept = small_run.recipe(place, **changes, study=study, general__tokens=size)
-    assert [member.name for member in plan_of(place, "remedies", kept).members][:2] == ["none-seed0", "replay-99-seed0"]
+    assert plan_of(place, "remedies", kept).members[-1].name == "replay-99-seed0"
 
 
 def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
@@ -205,8 +205,16 @@ def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
 def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     study = {"remedies": {"none": {"replay": None}, "mine-1": {"replay": "7%"}}, "blends": ["40%"]}
     plan = plan_of(place, "remedies", small_run.recipe(place, study=study))
-    assert [variant.name for variant in plan.variants] == ["none", "mine-1"]
+    assert [(each.name, each.family) for each in plan.variants] == [
+        ("none", "none"), ("mine-1", "mine"), ("control", "control"),
+    ]  # fmt: skip
+    assert plan.members[-1].recipe.training.text == "general"
     assert [(blend.of, blend.share) for blend in plan.blends] == [("none", 0.4)]
+    study["remedies"] = {"control": {"replay": None}, "mine": {"replay": "7%"}}
+    own = plan_of(place, "remedies", small_run.recipe(place, study=study))
+    assert [each.name for each in own.variants] == ["control", "mine"], "a member of this name takes its place"
+    assert own.members[0].recipe.training.text == "domain"
+    assert {blend.of for blend in own.blends} == {"mine"}, "a control is not blended"
 
 
 def test_a_member_whose_changes_contradict_is_told_of() -> None:

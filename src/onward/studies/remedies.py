@@ -18,10 +18,11 @@ from onward.studies.outcome import (
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import told
+from onward.studies.variants import CONTROL
 
 _RESAMPLES, _SEED = 2000, 0
-_REFERENCE, CONTROL = "replay", "control"
-"""What each kind is compared with, and what is no remedy and so not on the front."""
+_REFERENCE = "replay"
+"""What each kind is compared with."""
 _Changes = dict[str, tuple[Interval, Interval]]
 """Changes of domain and general text by member."""
 CAPTION = (

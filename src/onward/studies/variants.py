@@ -13,6 +13,8 @@ from onward.studies.budgets import looked_at
 from onward.studies.member import Variant, one_stage
 
 STUDIES = ("baseline", "pilot", "tokens", "remedies", "domains", "sizes", "rates")
+CONTROL = "control"
+"""Name and family of the member that is no remedy, and so neither on the front nor blended."""
 _EWC_STRENGTHS = (1, 10, 100)
 """Decades: useful strengths span many (2505.05946)."""
 _BLENDS = ("25%", "50%", "75%")
@@ -50,7 +52,8 @@ def blends_of(recipe: Recipe, variants: tuple[Variant, ...]) -> tuple[Blend, ...
     """
     shares = [] if recipe.study is None else [format_share(share) for share in recipe.study.blends]
     names = [variant.name for variant in variants]
-    of = [name for name in ("none", "replay-5") if name in names] or names[:1]
+    preferred = [name for name in names if name in ("none", "replay-5")]
+    of = preferred or [variant.name for variant in variants if variant.family != CONTROL][:1]
     words = {variant.name: variant.words for variant in variants}
     return tuple(
         Blend(
@@ -103,17 +106,21 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     short = one_stage(recipe, tokens)
     named = {} if recipe.study is None else recipe.study.remedies
     if named:
-        return tuple(
-            Variant(name, name, {**short, "training.forgetting": remedy.model_dump(mode="json")}, name.split("-")[0])
-            for name, remedy in named.items()
-        )
+        entries: list[_Entry] = [
+            (name, name, name.split("-")[0], remedy.model_dump(mode="json"), {}) for name, remedy in named.items()
+        ]
+        # Without a control nothing tells what the schedule alone does.
+        entries += [] if CONTROL in named else [_CONTROL]
+    else:
+        entries = _grid(recipe)
     return tuple(
         Variant(name, words, {**short, "training.forgetting": forgetting, **more}, family)
-        for name, words, family, forgetting, more in _grid(recipe)
+        for name, words, family, forgetting, more in entries
     )
 
 
 _Entry = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
+_CONTROL: _Entry = (CONTROL, "control on general text", CONTROL, {"replay": None}, {"training.text": "general"})
 
 
 def _grid(recipe: Recipe) -> list[_Entry]:
@@ -145,7 +152,7 @@ def _grid(recipe: Recipe) -> list[_Entry]:
             alone,
             {"training.optimizer.embedding_learning_rate": rate / 10},
         ),
-        ("control", "control on general text", "control", alone, {"training.text": "general"}),
+        _CONTROL,
     ]
     return entries
 
