@@ -17,6 +17,7 @@ from onward.artifact import Folders, read_manifest
 from onward.cli import app
 from onward.errors import UserError
 from onward.pipeline import Run
+from onward.progress import Silent
 from onward.recipe import load_recipe
 from onward.signals import Interrupted
 from onward.studies import StudyResult, planned, run_study
@@ -66,7 +67,7 @@ def test_a_failing_member_does_not_lose_the_others(studied: tuple[Path, StudyRes
     assert "Traceback" in result.failures[0].traceback.read_text()
     assert result.outcome is not None
     members = {row["member"]: row["seeds"] for row in result.outcome.rows}
-    assert members == {"none": 2, "replay-10": 2, "blend-50-of-none": 2}
+    assert members == {"none": 2, "replay-10": 2, "control": 2, "blend-50-of-none": 2}
 
 
 def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult]) -> None:
@@ -94,10 +95,10 @@ def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult])
 def test_shared_artifacts_are_made_once(studied: tuple[Path, StudyResult]) -> None:
     _, result = studied
     made, reused = result.counts.made, result.counts.reused
-    assert (made["corpora"], reused["corpora"]) == (2, 6), "domain and general of four members that were prepared"
-    assert (made["base scores"], reused["base scores"]) == (1, 3)
-    assert (made["trained members"], made["scores"], made["blends"]) == (4, 4, 2)
-    assert "corpora: 2 made, 6 reused; base scores: 1 made, 3 reused" in result.counts.words()
+    assert (made["corpora"], reused["corpora"]) == (2, 10), "domain and general of six members that were prepared"
+    assert (made["base scores"], reused["base scores"]) == (1, 5)
+    assert (made["trained members"], made["scores"], made["blends"]) == (6, 6, 2)
+    assert "corpora: 2 made, 10 reused; base scores: 1 made, 5 reused" in result.counts.words()
 
 
 def test_seeds_read_the_text_in_another_order_and_are_scored_on_the_same(studied: tuple[Path, StudyResult]) -> None:
@@ -134,7 +135,7 @@ def test_run_again_nothing_is_made(copied: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("onward.training.learner.load_model", refuse)
     again = study(copied, "remedies", **GRID)
     assert {kind: made for kind, made in again.counts.made.items() if made} == {}
-    assert again.counts.reused["trained members"] == again.counts.reused["scores"] == 4
+    assert again.counts.reused["trained members"] == again.counts.reused["scores"] == 6
     assert again.counts.reused["blends"] == 2
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -169,7 +170,7 @@ def test_killed_it_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest
             study(place, "remedies", **short)
     assert begun == ["none-seed0", "none-seed1", "replay-10-seed0"]
     result = study(place, "remedies", **short)
-    assert (result.counts.made["trained members"], result.counts.reused["trained members"]) == (2, 2)
+    assert (result.counts.made["trained members"], result.counts.reused["trained members"]) == (4, 2)
     assert (result.counts.made["corpora"], result.counts.made["base scores"]) == (0, 0)
     assert result.code == 0
     assert not (result.folder / "failed").exists()
@@ -189,6 +190,59 @@ def test_a_defect_in_a_member_gives_code_1_and_is_gone_when_it_is_mended(
         result = study(copied, "remedies", **GRID)
     assert result.code == 1
     assert "replay-10-seed1" in {failure.member for failure in result.failures if not failure.is_users}
+
+
+def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path) -> None:
+    members = copied / "runs" / "small-remedies" / "members"
+    for place in (members / "none-seed1" / "scores", members / "none-seed0" / "blends"):
+        (items,) = place.glob("*/items.parquet")
+        items.write_bytes(bytes(items.stat().st_size))
+    result = study(copied, "remedies", **GRID)
+    failed = {failure.member for failure in result.failures}
+    assert failed == {"self-10-seed0", "self-10-seed1", "scores-of-none-seed1", "blends-of-none-seed0"}
+    assert result.outcome is not None
+    seeds = {row["member"]: row["seeds"] for row in result.outcome.rows}
+    assert seeds == {"none": 1, "replay-10": 2, "control": 2, "blend-50-of-none": 1}
+    assert "No seed is common to none and blended 50 % of none" in result.outcome.findings[-1]
+
+
+def test_blends_are_compared_with_the_base_of_a_seed_that_is_done(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "runs" / "small-remedies" / "members" / "none-seed0")
+    score = Run.score_base
+
+    def broken(run: Run) -> Any:
+        if run.recipe.name == "none-seed0":
+            raise UserError("no base")
+        return score(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "score_base", broken)
+        result = study(copied, "remedies", **GRID)
+    assert "none-seed0" in {failure.member for failure in result.failures}
+    assert result.outcome is not None
+    assert {row["member"]: row["seeds"] for row in result.outcome.rows}["blend-50-of-none"] == 1
+
+
+def test_the_time_of_the_other_trainings_is_told_after_the_first(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    given = {"tokens": 960, "learning_rates": [1e-3, 1e-2], "batch_tokens": [480]}
+    plan = planned("rates", small_run.recipe(place, study=given), folders=small_run.folders(place), seeds=2)
+    notes: list[str] = []
+
+    class Heard(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run_study(plan, progress=Heard(), workers=1)
+    assert notes[0] == "4 trainings of 960 tokens each, one after the other"
+    told = [note for note in notes if re.fullmatch(r"about \d+ .*for the other 3 trainings.*", note)]
+    assert len(told) == 1
+    assert notes.index(told[0]) < next(n for n, note in enumerate(notes) if note.startswith("member 2 of 4"))
+    notes.clear()
+    run_study(plan, progress=Heard(), workers=1)
+    assert not any("about" in note for note in notes), "nothing is left to train"
 
 
 def test_states_that_are_kept_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Read what the members have left: which are done, and what their scores say."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onward.artifact import Folders, read_manifest
@@ -8,11 +10,12 @@ from onward.errors import UserError
 from onward.model.source import describe
 from onward.pipeline import Run
 from onward.pipeline.blend import score_blends
+from onward.recipe import Recipe
 from onward.studies.execution import Execution, base_scores_of, places_of, scores_of
 from onward.studies.member import Member, Variant
 from onward.studies.outcome import Measured
 from onward.studies.plan import StudyPlan
-from onward.studies.scored import read_texts
+from onward.studies.scored import Text, read_texts
 from onward.training.stages import Stage
 
 
@@ -27,32 +30,53 @@ def done_places(plan: StudyPlan, member: Member) -> tuple[Stage, ...]:
     return places if is_done else ()
 
 
-def measured(plan: StudyPlan) -> tuple[Measured, ...]:
-    """Return every variant of which at least one seed is done, with the scores of those that are."""
-    found = []
-    for variant in plan.variants:
-        of_variant = [member for member in plan.members if member.variant == variant]
-        places = {member.seed: done_places(plan, member) for member in of_variant}
-        done = [member for member in of_variant if places[member.seed]]
-        if done:
-            found.append(_measured(plan, variant, done, places))
-    return tuple(found)
+@dataclass(frozen=True)
+class _Gathered:
+    """What could be read of a variant's seeds, all against the base's scores of the first; texts by tokens and name."""
+
+    base: Path
+    recipe: Recipe
+    parameters: int
+    runs: Mapping[int, Path]
+    points: Mapping[int, Mapping[str, Text]]
+
+    def measured(self, variant: Variant) -> Measured:
+        """Return it as what a study compares."""
+        last = self.points[max(self.points)]
+        return Measured(variant, self.recipe, self.runs, last, self.parameters, self.points)
 
 
-def _measured(plan: StudyPlan, variant: Variant, done: list[Member], places: dict[int, tuple[Stage, ...]]) -> Measured:
-    runs = {member.seed: plan.runs / member.name for member in done}
-    base = base_scores_of(runs[done[0].seed])
-    by_place = {
-        place.tokens: read_texts(base, {seed: scores_of(runs[seed], _at(places[seed], place)) for seed in runs})
-        for place in places[done[0].seed]
+def _with_seed(found: _Gathered | None, plan: StudyPlan, member: Member, scores: Mapping[int, Path]) -> _Gathered:
+    """Add a member to its variant's other seeds; scores: folders by tokens. Raises UserError for what does not fit."""
+    run = plan.runs / member.name
+    base = base_scores_of(run) if found is None else found.base
+    points = {tokens: read_texts(base, folder, member.seed) for tokens, folder in scores.items()}
+    if found is None:
+        parameters = int(json.loads((run / "plan.json").read_bytes())["parameters"])
+        return _Gathered(base, member.recipe, parameters, {member.seed: run}, points)
+    joined = {
+        tokens: {name: text.joined(points[tokens][name]) for name, text in texts.items()}
+        for tokens, texts in found.points.items()
     }
-    last = max(by_place)
-    parameters = int(json.loads((runs[done[0].seed] / "plan.json").read_bytes())["parameters"])
-    return Measured(variant, done[0].recipe, runs, by_place[last], parameters, by_place)
+    return replace(found, runs={**found.runs, member.seed: run}, points=joined)
 
 
-def _at(places: tuple[Stage, ...], like: Stage) -> Stage:
-    return next(place for place in places if place.tokens == like.tokens)
+def measured(execution: Execution) -> tuple[Measured, ...]:
+    """Return every variant of which at least one seed is done, with the scores of those that are and can be read."""
+    plan, found = execution.plan, []
+    for variant in plan.variants:
+        gathered: _Gathered | None = None
+        for member in plan.members:
+            if member.variant != variant:
+                continue
+            with execution.recorded(f"scores-of-{member.name}"):
+                scores = {
+                    place.tokens: scores_of(plan.runs / member.name, place) for place in done_places(plan, member)
+                }
+                gathered = _with_seed(gathered, plan, member, scores) if scores else gathered
+        if gathered is not None:
+            found.append(gathered.measured(variant))
+    return tuple(found)
 
 
 def _opened(plan: StudyPlan, member: Member) -> Run:
@@ -62,26 +86,21 @@ def _opened(plan: StudyPlan, member: Member) -> Run:
 
 def blended(execution: Execution) -> tuple[Measured, ...]:
     """Score the plan's blends of every seed that is done; return those of which at least one seed could be scored."""
-    plan, found = execution.plan, []
-    scored: dict[str, dict[int, Path]] = {blend.name: {} for blend in plan.blends}
+    plan = execution.plan
+    found: dict[str, _Gathered] = {}
     for member in plan.members:
         blends = [blend for blend in plan.blends if blend.of == member.variant.name]
-        if not blends or not done_places(plan, member):
+        if not blends:
             continue
         with execution.recorded(f"blends-of-{member.name}"):
+            if not done_places(plan, member):
+                continue
             folders = _score(execution, member, [blend.share for blend in blends])
             for blend, folder in zip(blends, folders, strict=True):
-                scored[blend.name][member.seed] = folder
-    for blend in plan.blends:
-        if not scored[blend.name]:
-            continue
-        of = next(member for member in plan.members if member.variant.name == blend.of)
-        base = base_scores_of(plan.runs / of.name)
-        variant = Variant(blend.name, blend.words, {}, "blend")
-        runs = {seed: plan.runs / f"{blend.of}-seed{seed}" for seed in scored[blend.name]}
-        parameters = int(json.loads((next(iter(runs.values())) / "plan.json").read_bytes())["parameters"])
-        found.append(Measured(variant, of.recipe, runs, read_texts(base, scored[blend.name]), parameters))
-    return tuple(found)
+                scores = {member.recipe.training.stages[-1]: folder}
+                found[blend.name] = _with_seed(found.get(blend.name), plan, member, scores)
+    variants = [Variant(blend.name, blend.words, {}, "blend") for blend in plan.blends]
+    return tuple(found[variant.name].measured(variant) for variant in variants if variant.name in found)
 
 
 def _score(execution: Execution, member: Member, shares: list[float]) -> list[Path]:

@@ -2,16 +2,18 @@
 
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from onward.artifact import Folders, read_manifest, write_text
 from onward.errors import UserError
 from onward.pipeline import Run
 from onward.progress import Progress
+from onward.recipe import format_seconds, format_tokens
 from onward.signals import Interrupted
 from onward.studies.member import Member
 from onward.studies.plan import StudyPlan
@@ -69,10 +71,26 @@ class Execution:
 
     def all(self) -> None:
         """Make what is missing. A signal ends it (Interrupted, KeyboardInterrupt, SystemExit); nothing else does."""
-        for number, member in enumerate(self.plan.members, start=1):
-            self.progress.note(f"member {number} of {len(self.plan.members)}: {member.name}")
+        plan, is_told = self.plan, False
+        if plan.study != "baseline":
+            self.progress.note(_length_words(plan))
+        for number, member in enumerate(plan.members, start=1):
+            self.progress.note(f"member {number} of {len(plan.members)}: {member.name}")
             with self.recorded(member.name):
-                self._make(member)
+                seconds = self._make(member)
+                if seconds is not None and not is_told:
+                    is_told = True
+                    self._foretell(seconds / _tokens(member), plan.members[number:])
+
+    def _foretell(self, seconds_per_token: float, following: Sequence[Member]) -> None:
+        """Say how long the members that are not scored yet will take, if they are as fast as one that was."""
+        left = [
+            member for member in following if not any((self.plan.runs / member.name).glob("scores/*/manifest.json"))
+        ]
+        if left:
+            seconds = seconds_per_token * sum(map(_tokens, left))
+            trainings = f"{len(left)} trainings" if len(left) > 1 else "training"
+            self.progress.note(f"about {format_seconds(seconds)} for the other {trainings}, if they are as fast")
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[None]:
@@ -92,8 +110,11 @@ class Execution:
             self.failures.append(Failure(name, words, path, isinstance(error, UserError)))
             self.progress.note(f"{name} failed: {words.splitlines()[0]} ({path})")
 
-    def _make(self, member: Member) -> None:
-        """Make the corpora, the base's scores, the training and its scores; all but scores alone for `baseline`."""
+    def _make(self, member: Member) -> float | None:
+        """Make the corpora, the base's scores, the training and its scores; for `baseline` the first two alone.
+
+        Return the seconds that training and scoring took; None where a part of it was there already.
+        """
         run = Run(
             member.recipe, folders=self.folders, progress=self.progress, workers=self.workers, processes=self.processes
         )
@@ -102,10 +123,11 @@ class Execution:
         with self._counted("base scores", run):
             run.score_base()
         if self.plan.study == "baseline":
-            return
+            return None
         _ = run.plan
         places = places_of(run)
         there = sum(read_manifest(place.folder) is not None for place in places)
+        is_new, began = not (run.folder / "checkpoints").exists(), perf_counter()
         with self._counted("Fisher information", run):
             run.train()
         self.counts.add("trained members", int(there < len(places)), int(there == len(places)))
@@ -113,8 +135,10 @@ class Execution:
         for place in places:
             run.score_stage(place)
         self.counts.add("scores", len(places) - scored, scored)
+        seconds = perf_counter() - began
         if not self.keep_states:
             drop_states(run.folder)
+        return seconds if is_new else None
 
     @contextmanager
     def _counted(self, kind: str, run: Run) -> Iterator[None]:
@@ -132,6 +156,19 @@ def _uses(kind: str, run: Run) -> int:
         return len(run.corpora.paths())
     ewc = run.recipe.training.forgetting.ewc
     return 1 if kind == "base scores" else int(ewc is not None and ewc.strength > 0)
+
+
+def _length_words(plan: StudyPlan) -> str:
+    """Say at a study's start how many trainings there are, and how long each is."""
+    number, each = len(plan.members), format_tokens(plan.tokens)
+    if number == 1:
+        return f"one training of {each} tokens"
+    tokens = f"up to {each} tokens" if plan.separate else f"{each} tokens each"
+    return f"{number} trainings of {tokens}, one after the other"
+
+
+def _tokens(member: Member) -> int:
+    return member.recipe.training.stages[-1]
 
 
 def _complete(place: Path) -> set[Path]:

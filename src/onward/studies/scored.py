@@ -1,7 +1,6 @@
 """What the scores of a variant's seeds say: changes of held-out text against the base, and between two variants."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -47,6 +46,10 @@ class Text:
         found: list[float] = ((self.after.sum(axis=1) - self.before.sum()) / self.bits.sum()).tolist()
         return found
 
+    def joined(self, other: "Text") -> "Text":
+        """Return the text with the seeds of another, scored against the same base."""
+        return replace(self, after=np.concatenate([self.after, other.after]), numbers=self.numbers + other.numbers)
+
     def beyond(self, other: "Text", resamples: int, seed: int) -> Interval:
         """Return how much more bits per byte this takes than `other`: the same documents, pairs of the same seeds.
 
@@ -76,23 +79,21 @@ def _interval(
     return pooled_change(before, after, bits, names).interval
 
 
-def read_texts(base: Path, folders: Mapping[int, Path]) -> dict[str, Text]:
-    """Return the held-out texts by name, from the scores of the base and those of each seed by its number.
+def read_texts(base: Path, folder: Path, number: int) -> dict[str, Text]:
+    """Return the held-out texts by name, from the scores of the base and those of a seed; number: of the seed.
 
     Raises UserError when they are not of the same documents, or differ in precision.
     """
-    sides = [pair_up(_read(base), _read(folder))[0] for folder in folders.values()]
-    found = {}
-    for pairs in zip(*sides, strict=True):
-        first = pairs[0]
-        found[first.name] = Text(
-            first.before.nats,
-            np.stack([pair.after.nats for pair in pairs]),
-            first.before.bytes * np.log(2),
-            first.before.group,
-            tuple(folders),
+    return {
+        pair.name: Text(
+            pair.before.nats,
+            pair.after.nats[None],
+            pair.before.bytes * np.log(2),
+            pair.before.group,
+            (number,),
         )
-    return found
+        for pair in pair_up(_read(base), _read(folder))[0]
+    }
 
 
 @lru_cache(maxsize=4)

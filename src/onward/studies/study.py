@@ -88,7 +88,7 @@ def _outcome(plan: StudyPlan, execution: Execution) -> Outcome | None:
     if plan.study == "baseline":
         member = plan.members[0]
         return None if member.name in failed else baseline.outcome(base_scores_of(plan.runs / member.name))
-    found: tuple[Measured, ...] = (*measured(plan), *blended(execution))
+    found: tuple[Measured, ...] = (*measured(execution), *blended(execution))
     if not found:
         return None
     if plan.study == "pilot":
