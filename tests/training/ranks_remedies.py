@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ STRATEGIES = {
     "zero3": Strategy(sharding="zero3", checkpoint_every=1, micro_batch=2, loss_chunk=50),
     "offload": Strategy(sharding="zero3", offload=True, micro_batch=2, loss_chunk=50),
 }
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REMEDIES: dict[str, dict[str, Any]] = {
     "blocks-frozen": {"freeze": {"embeddings": True, "blocks": 2}},
     "lora": {"lora": {"rank": 4, "learning_rate_ratio": 0.5}},
@@ -56,13 +58,14 @@ def made_up_fisher(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.rand(p.shape, generator=random) * 2 for name, p in load_model(folder).named_parameters()}
 
 
-def trained(folder: Path, remedy: str, strategy: Strategy, ranks: Ranks, dtype: torch.dtype = torch.float32) -> Trained:
+def trained(folder: Path, remedy: str, strategy: Strategy, ranks: Ranks, precision: str = "fp32") -> Trained:
     """Train a fresh model."""
     settings = Optimizer.model_validate({"learning_rate": 1e-2, "embedding_learning_rate": 2e-3})
     learner = Learner(
-        describe(folder), settings, strategy, dtype, ROWS * LENGTH, ranks,
+        describe(folder), settings, strategy, PRECISIONS[precision], ROWS * LENGTH, ranks,
         forgetting=Forgetting.model_validate(REMEDIES[remedy]), fisher=made_up_fisher(folder), seed=4,
     )  # fmt: skip
+    assert all(block.training == bool(strategy.checkpoint_every) for block in learner.network.blocks)
     share = ROWS // ranks.world
     first = ranks.place.rank * share
     figures = []
@@ -83,11 +86,11 @@ def main() -> None:
     figures = {}
     with joined(needs_group=True) as ranks:
         for name, strategy in STRATEGIES.items():
-            for remedy in REMEDIES:
-                found = trained(folder, remedy, strategy, ranks)
-                figures[f"{name}-{remedy}"] = found.figures
+            for remedy, precision in product(REMEDIES, PRECISIONS):
+                found = trained(folder, remedy, strategy, ranks, precision)
+                figures[f"{name}-{remedy}-{precision}"] = found.figures
                 if ranks.is_first:
-                    save_file(found.weights, out / f"{name}-{remedy}.safetensors")
+                    save_file(found.weights, out / f"{name}-{remedy}-{precision}.safetensors")
         if ranks.is_first:
             (out / "figures.json").write_text(json.dumps(figures))
     leave(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks_remedies import REMEDIES, STRATEGIES, Trained, trained
+from ranks_remedies import PRECISIONS, REMEDIES, STRATEGIES, Trained, trained
 from safetensors.torch import load_file
 from test_parallel import torchrun
 
@@ -29,9 +29,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def alone(model: Path, remedy: str) -> Trained:
+def alone(model: Path, remedy: str, precision: str = "fp32") -> Trained:
     """One process without any sharing."""
-    return trained(model, remedy, Strategy(micro_batch=8, loss_chunk=1000), Ranks(Place(), torch.device("cpu")))
+    strategy = Strategy(micro_batch=8, loss_chunk=1000)
+    return trained(model, remedy, strategy, Ranks(Place(), torch.device("cpu")), precision)
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +47,33 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_do_what_one_process_does(strategy: str, remedy: str, model: Path, shared: Path) -> None:
     expected = alone(model, remedy)
-    figures = json.loads((shared / "figures.json").read_text())[f"{strategy}-{remedy}"]
+    figures = json.loads((shared / "figures.json").read_text())[f"{strategy}-{remedy}-fp32"]
     for (loss, divergence), (loss_alone, divergence_alone) in zip(figures, expected.figures, strict=True):
         assert loss == pytest.approx(loss_alone, rel=0, abs=1e-5)
         assert divergence == (None if divergence_alone is None else pytest.approx(divergence_alone, rel=0, abs=1e-5))
-    weights = load_file(shared / f"{strategy}-{remedy}.safetensors")
+    weights = load_file(shared / f"{strategy}-{remedy}-fp32.safetensors")
     assert weights.keys() == expected.weights.keys()
     for name, tensor in expected.weights.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("remedy", REMEDIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_in_bf16_stay_by_one_process(strategy: str, remedy: str, model: Path, shared: Path) -> None:
+    expected = alone(model, remedy, "bf16").figures
+    figures = json.loads((shared / "figures.json").read_text())[f"{strategy}-{remedy}-bf16"]
+    for (loss, divergence), (loss_alone, divergence_alone) in zip(figures, expected, strict=True):
+        assert loss == pytest.approx(loss_alone, rel=0, abs=2e-3)
+        assert divergence == (None if divergence_alone is None else pytest.approx(divergence_alone, rel=0, abs=2e-3))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("remedy", FROZEN)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_is_frozen_is_exported_as_it_was_to_the_bit(strategy: str, remedy: str, model: Path, shared: Path) -> None:
-    weights = load_file(shared / f"{strategy}-{remedy}.safetensors")
+def test_what_is_frozen_is_exported_as_it_was_to_the_bit(
+    strategy: str, remedy: str, precision: str, model: Path, shared: Path
+) -> None:
+    weights = load_file(shared / f"{strategy}-{remedy}-{precision}.safetensors")
     kept = 0
     for name, tensor in load_model(model).named_parameters():
         is_frozen = name.startswith(FROZEN[remedy])
