@@ -204,6 +204,8 @@ def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path)
     seeds = {row["member"]: row["seeds"] for row in result.outcome.rows}
     assert seeds == {"none": 1, "replay-10": 2, "control": 2, "blend-50-of-none": 1}
     assert "No seed is common to none and blended 50 % of none" in result.outcome.findings[-1]
+    rows = json.loads((result.folder / "study.json").read_bytes())["members"]
+    assert {row["member"]: row["state"] for row in rows}["none-seed1"] == "failed"
 
 
 def test_blends_are_compared_with_the_base_of_a_seed_that_is_done(

@@ -11,7 +11,7 @@ from onward.model.source import describe
 from onward.pipeline import Run
 from onward.pipeline.blend import score_blends
 from onward.recipe import Recipe
-from onward.studies.execution import Execution, base_scores_of, places_of, scores_of
+from onward.studies.execution import Execution, base_scores_of, places_of, scores_name, scores_of
 from onward.studies.member import Member, Variant
 from onward.studies.outcome import Measured
 from onward.studies.plan import StudyPlan
@@ -69,7 +69,7 @@ def measured(execution: Execution) -> tuple[Measured, ...]:
         for member in plan.members:
             if member.variant != variant:
                 continue
-            with execution.recorded(f"scores-of-{member.name}"):
+            with execution.recorded(scores_name(member)):
                 scores = {
                     place.tokens: scores_of(plan.runs / member.name, place) for place in done_places(plan, member)
                 }

@@ -188,6 +188,11 @@ def scores_of(run_folder: Path, place: Stage) -> Path:
     return run_folder / "scores" / place.folder.name
 
 
+def scores_name(member: Member) -> str:
+    """Return under what name it is recorded that a member's scores cannot be read."""
+    return f"scores-of-{member.name}"
+
+
 def base_scores_of(run_folder: Path) -> Path:
     """Return the scores of the base that belong to a member."""
     recorded: dict[str, Any] = json.loads((run_folder / "artifacts.json").read_bytes())

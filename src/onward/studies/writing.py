@@ -13,7 +13,7 @@ from onward.reporting.figures import WIDE
 from onward.reporting.markdown import plain, table_markdown
 from onward.reporting.page import StudyText, render_study_page
 from onward.studies.budgets import budget_words
-from onward.studies.execution import Counts, Failure
+from onward.studies.execution import Counts, Failure, scores_name
 from onward.studies.outcome import Outcome
 from onward.studies.plan import StudyPlan
 from onward.training.record import read_rows
@@ -55,7 +55,7 @@ def _as_json(
     failed = {failure.member: failure for failure in failures}
     members = []
     for member in plan.members:
-        failure = failed.get(member.name)
+        failure = failed.get(member.name) or failed.get(scores_name(member))
         row: dict[str, Any] = {
             "member": member.name,
             "variant": member.variant.name,
