@@ -16,7 +16,7 @@ class Study(Section):
     seeds: int = Field(1, ge=1)
     """Trainings of each member, with other orders of the text; `--seeds` overrides."""
     remedies: dict[str, Forgetting] = Field(default_factory=dict)
-    """`remedies`: members by name, each a `training.forgetting`; empty: the built-in grid."""
+    """`remedies`: members by name, each a `training.forgetting`, beside the control; empty: the built-in grid."""
     blends: tuple[Share, ...] = ()
     """`remedies`: blends with the base, by the trained model's share; empty: a quarter, a half, three quarters."""
     domains: dict[str, Corpus] = Field(default_factory=dict)
