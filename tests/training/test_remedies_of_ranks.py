@@ -64,7 +64,7 @@ def test_two_ranks_in_bf16_stay_by_one_process(strategy: str, remedy: str, model
     figures = json.loads((shared / "figures.json").read_text())[f"{strategy}-{remedy}-bf16"]
     for (loss, divergence), (loss_alone, divergence_alone) in zip(figures, expected, strict=True):
         assert loss == pytest.approx(loss_alone, rel=0, abs=2e-3)
-        assert divergence == (None if divergence_alone is None else pytest.approx(divergence_alone, rel=0, abs=2e-3))
+        assert divergence == (None if divergence_alone is None else pytest.approx(divergence_alone, rel=0, abs=2e-4))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
