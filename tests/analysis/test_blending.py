@@ -128,3 +128,22 @@ def test_a_choice_of_an_end_says_so(
     assert found.chosen == share
     assert any(said in sentence for sentence in found.chosen_by)
     assert [(c.before, c.after) for c in found.comparisons] == [("before", "after")]
+
+
+def test_without_general_text_the_choice_is_told_as_of_the_domain_alone(tmp_path: Path) -> None:
+    alone = blending(("before", "after"), scored(tmp_path / "alone", (2.0, 1.8, 1.7)), Rule(), 100, 0).chosen_by
+    assert "(the lowest bits per byte of the domain)" in alone[0]
+    assert alone[1].startswith("Forgetting was not measured: no general text was scored")
+    both = scored(tmp_path / "both", (2.0, 1.8, 1.7), (2.0, 2.04, 2.4))
+    told = " ".join(blending(("before", "after"), both, Rule(), 100, 0).chosen_by)
+    assert "(the smallest sum of relative changes of bits per byte, domain and general text)" in told
+    assert "Forgetting was not measured" not in told
+
+
+@pytest.mark.parametrize(("test", "is_said"), [(0.06, True), (0.0, False)])
+def test_a_limit_that_does_not_hold_on_the_test_part_is_told(tmp_path: Path, test: float, is_said: bool) -> None:
+    points = scored(tmp_path, (2.0, 1.8, 1.7), (2.0, 2.02, 2.4), test=test)
+    found = blending(("before", "after"), points, Rule("domain", 0.02), 100, 0)
+    assert found.chosen == 0.5
+    said = "The limit does not hold on the test part: general text is 4.0 % above the base there, more than 2.0 %."
+    assert (said in found.chosen_by) is is_said

@@ -52,6 +52,11 @@ class BlendPoint:
     texts: tuple[Halves, ...]
     tasks: tuple[TaskValue, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The texts that were scored."""
+        return tuple(halves.text for halves in self.texts)
+
     def find(self, text: str) -> Halves | None:
         """Return what was scored of a text, None where it was not."""
         return next((halves for halves in self.texts if halves.text == text), None)
@@ -74,9 +79,10 @@ class Rule:
     objective: Objective = "balance"
     general_loss: float | None = None
 
-    def __str__(self) -> str:
+    def told(self, texts: Sequence[str]) -> str:
+        """Say what a blend is chosen by where these texts are scored: without general text that is the domain alone."""
         what = "the smallest sum of relative changes of bits per byte, domain and general text"
-        if self.objective == "domain":
+        if self.objective == "domain" or GENERAL not in texts:
             what = "the lowest bits per byte of the domain"
         limit = self.general_loss
         return what if limit is None else f"{what}, general text at most {percent(limit)} above the base"
@@ -227,16 +233,28 @@ def _choice_in_words(points: Sequence[BlendPoint], taken: BlendPoint, chosen: Ch
         for half in taken.texts
     ]
     there = f"; {', '.join(changes)} there" if taken.share else ""
-    found = [f"Chosen on the dev part: share {taken.share:g} ({rule}){there}."]
-    if chosen.admitted == (0.0,) and rule.general_loss is not None:
+    found = [f"Chosen on the dev part: share {taken.share:g} ({rule.told(taken.names)}){there}."]
+    if GENERAL not in taken.names:
+        found.append("Forgetting was not measured: no general text was scored, and the choice does not know of any.")
+    limit, lost = rule.general_loss, _general_loss(points[0], taken)
+    if limit is not None and lost > limit:
         found.append(
-            f"No blend but the base itself keeps general text within {percent(rule.general_loss)} of the base."
+            f"The limit does not hold on the test part: general text is {percent(lost)} above the base there, more "
+            f"than {percent(limit)}."
         )
+    if chosen.admitted == (0.0,) and limit is not None:
+        found.append(f"No blend but the base itself keeps general text within {percent(limit)} of the base.")
     elif taken.share == 1:
         found.append("This is the adapted model itself: by this rule no blend does better on the dev part.")
     elif taken.share == 0:
         found.append("This is the base itself: by this rule neither a blend nor the adapted model does better.")
     return found
+
+
+def _general_loss(base: BlendPoint, taken: BlendPoint) -> float:
+    """Return how much harder general text is than to the base on the test part, relative; 0 where it is not scored."""
+    before, after = base.find(GENERAL), taken.find(GENERAL)
+    return 0.0 if before is None or after is None else (after.test - before.test) / before.test
 
 
 def _told(comparisons: Sequence[Comparison]) -> list[str]:

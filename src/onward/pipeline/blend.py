@@ -156,7 +156,7 @@ def _blended(
     files = (place / "blend.json", place / "blend.md", place / "blend.svg")
     blended = BlendedModels(found, *files, place / "model")
     half = found.point.texts
-    facts = {"chosen_by": str(rule), "dev_bits_per_byte": {text.text: text.dev for text in half}}
+    facts = {"chosen_by": rule.told(list(texts)), "dev_bits_per_byte": {text.text: text.dev for text in half}}
     write_blend(open_pair(base, adapted), found.chosen, blended.model, facts)
     write_json(blended.json, found.as_json())
     write_text(blended.markdown, blend_markdown(found))
