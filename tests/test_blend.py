@@ -71,6 +71,9 @@ def test_the_line_is_scored_and_the_chosen_blend_is_a_model(invoke: Invoke, made
     scores = read_scores(place / "scores/share-0.5")
     assert [text.corpus for text in scores.held_out] == ["domain", "general"]
     assert "Chosen on the dev part" in result.stdout
+    size = sum(text.tokens for text in scores.held_out)
+    assert f"to score: 3 shares x {size:,} tokens of text = {3 * size:,}" in result.stderr
+    assert "share 2 of 3: scoring held-out domain text" in result.stderr
     assert f"model: {place / 'model'}\n" in result.stdout
     facts = json.loads((place / "model/blend.json").read_bytes())
     assert facts["share"] == content["chosen"]
@@ -87,6 +90,8 @@ def test_the_line_is_scored_and_the_chosen_blend_is_a_model(invoke: Invoke, made
 
     other = invoke(*arguments, "--choose", "domain", "--general-loss", "100%")
     assert other.exit_code == 0, other.output
+    assert f"an earlier choice) in {place}; --out keeps both" in " ".join(other.stderr.split())
+    assert "an earlier choice" not in result.stderr + again.stderr
     lowest = min(content["blends"], key=lambda row: row["domain_dev"])["share"]
     replaced = json.loads((place / "model/blend.json").read_bytes())
     assert replaced["share"] == lowest
@@ -112,6 +117,22 @@ def test_the_packaged_model_and_a_changed_copy_on_text_and_tasks(
     written, given = load_file(place / "model/model.safetensors"), load_file(tiny / "model.safetensors")
     assert written.keys() == given.keys()
     assert all(torch.equal(written[name], given[name]) and written[name].dtype == given[name].dtype for name in given)
+
+
+def test_a_blend_of_other_text_stands_beside(invoke: Invoke, made: Path) -> None:
+    models = ("blend", made / "base", made / "adapted", "--steps", 2)
+    assert invoke(*models, "--domain", made / "stories.jsonl").exit_code == 0
+    place = Path("scores/blended-base-adapted")
+    times = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    other = invoke(*models, "--domain", made / "letters.jsonl")
+    assert other.exit_code == 0, other.output
+    (beside,) = Path("scores").glob("blended-base-adapted-*")
+    assert f"these go into {beside}" in " ".join(other.stderr.split())
+    assert f"model: {beside / 'model'}\n" in other.stdout
+    assert times == {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    again = invoke(*models, "--domain", made / "letters.jsonl")
+    assert f"model: {beside / 'model'}\n" in again.stdout
+    assert len(list(Path("scores").iterdir())) == 2
 
 
 def test_a_killed_line_goes_on_at_its_share(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +192,21 @@ def test_a_recipe_is_blended_by_its_own_text(invoke: Invoke, tmp_path: Path) -> 
     assert not Path("scores").exists()
 
 
+def test_a_recipe_with_too_little_text_is_told_what_to_change_in_it(invoke: Invoke, tmp_path: Path) -> None:
+    small_run.write_inputs(tmp_path / "place")
+    content = small_run.content(tmp_path / "place", training__stages=[960], evaluation__held_out_tokens=1)
+    Path("small.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert invoke("train", "small.yaml", "--workers", 1).exit_code == 0
+    few = invoke("blend", "small.yaml", "--workers", 1)
+    assert few.exit_code == 2
+    said = " ".join(few.stderr.split())
+    assert "too little to be halved" in said
+    assert "give it another name with a larger corpus.held_out.share" in said
+    assert "evaluation.held_out_tokens (1 now)" in said
+    assert "--text-tokens" not in said
+    assert not list(Path("runs/small").glob("blend/scores/*")), "refused before any is scored"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -198,4 +234,4 @@ def test_wrong_requests_are_answered_with_code_2(
     result = invoke("blend", *arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
-    assert not list(Path().glob("scores/*/scores/share-0.*")), "refused before the line is scored"
+    assert not list(Path().glob("scores/*/scores/*")), "refused before the line is scored"

@@ -1,7 +1,7 @@
 """The line of blends between two models: one is chosen on half of the held-out text and told of on the other half."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from onward.evaluation.scores import Scores
 
 Objective = Literal["balance", "domain"]
 DOMAIN, GENERAL = "domain", "general"
+MORE_FILES = "give more documents (one a line of a JSONL file), or score more of them with --text-tokens all"
+"""What to do about too little text where it was given as files."""
 _SALT = "dev or test"
 _DECIMALS = 4
 
@@ -158,6 +160,18 @@ def read_point(share: float, folder: Path) -> BlendPoint:
     return BlendPoint(share, folder, tuple(texts), _task_values(scored.scores))
 
 
+def require_halves(text: str, documents: Iterable[tuple[str, str, str, int]], todo: str = MORE_FILES) -> None:
+    """Refuse a text that has nothing in one of its parts, before anything of it is scored.
+
+    documents: group, source, id and bytes of each, as `evaluation.heldout` writes them into rows of scores.
+    """
+    rows = list(documents)
+    parts = {is_dev(_key(group, source, item)) for group, source, item, size in rows if size}
+    for part, has in (("dev", True in parts), ("test", False in parts)):
+        if not has:
+            raise _too_little(text, part, [group for group, *_ in rows], todo)
+
+
 def choose(points: Sequence[BlendPoint], rule: Rule) -> Chosen:
     """Return what the rule takes; only numbers of the dev part are looked at. Of equals it is the nearest to the base.
 
@@ -197,10 +211,18 @@ def _on_test(pair: Pair) -> Pair:
 
 
 def _in_dev(items: Items) -> NDArray[np.bool_]:
-    rows = zip(items.group.tolist(), items.source.tolist(), items.item.tolist(), strict=True)
-    # `heldout` gives a document without a group one of its own, with the source in it.
-    keys = (item if group == f"{source} {item}" else group for group, source, item in rows)
+    keys = map(_key, items.group.tolist(), items.source.tolist(), items.item.tolist())
     return np.fromiter(map(is_dev, keys), dtype=np.bool_, count=len(items))
+
+
+def _key(group: str, source: str, item: str) -> str:
+    # `heldout` gives a document without a group one of its own, with the source in it.
+    return item if group == f"{source} {item}" else group
+
+
+def _too_little(text: str, part: str, groups: Sequence[str], todo: str) -> UserError:
+    got = f"{len(groups)} documents in {len(set(groups))} groups, none of them in the {part} part"
+    return UserError(f"held-out {text} text is too little to be halved", got=got, todo=todo)
 
 
 def _halves(name: str, items: Items) -> Halves:
@@ -209,10 +231,7 @@ def _halves(name: str, items: Items) -> Halves:
     for part, mask in (("dev", in_dev), ("test", ~in_dev)):
         size = float(items.bytes[mask].sum())
         if not size:
-            groups = len(set(items.group.tolist()))
-            got = f"{len(items)} documents in {groups} groups, none of them in the {part} part"
-            todo = "give more documents (one a line of a JSONL file), or score more of them with --text-tokens all"
-            raise UserError(f"held-out {text} text is too little to be halved", got=got, todo=todo)
+            raise _too_little(text, part, items.group.tolist(), MORE_FILES)
         values.append(float(items.nats[mask].sum()) / (math.log(2) * size))
         counts.append(int(mask.sum()))
     return Halves(text, values[0], values[1], counts[0], counts[1])

@@ -1,7 +1,7 @@
 """Bits per byte of held-out text and of each of its sources, with intervals over documents."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from onward.statistics import bootstrap_ratio
 
 _CHUNK = 64
 """Documents read and scored at one time: enough to sort by length, few enough to keep in memory."""
+_AT_ONCE = 4_000_000
+"""Up to so many tokens (some 20 MB of text) the documents are chosen before they are scored, so the total is known."""
 _MOST_SOURCES = 100
 """More sources (a folder of small files, say) are no sources to tell apart; the largest are."""
 
@@ -34,6 +36,23 @@ class _Document:
     def key(self) -> tuple[str, str | None, int]:
         """What its row is found by; an id is unique within a source, in good data."""
         return self.id, self.source, len(self.text.encode("utf-8", errors="surrogatepass"))
+
+
+@dataclass(frozen=True)
+class Front:
+    """What of a held-out text is scored. documents: group, source, id and bytes of each, in the order of the file."""
+
+    tokens: int
+    documents: tuple[tuple[str, str, str, int], ...]
+
+
+def read_front(file: Path, tokenizer: LoadedTokenizer, tokens: int | None) -> Front:
+    """Return what `score_held_out` scores of a text, without a model."""
+    size, documents = 0, []
+    for chosen, lengths in _chosen(file, tokenizer, tokens):
+        size += sum(lengths)
+        documents += [(each.group, each.source, each.id, each.key[-1]) for each in chosen]
+    return Front(size, tuple(documents))
 
 
 def score_held_out(
@@ -61,14 +80,19 @@ def score_held_out(
     there.
     """
     task = f"held_out:{corpus}"
-    progress.begin(f"scoring held-out {corpus} text", tokens, "tokens")
+    chosen: Iterable[tuple[list[_Document], list[int]]] = _chosen(file, tokenizer, tokens)
+    total = None
+    if tokens is not None:
+        chosen = list(chosen) if tokens <= _AT_ONCE else chosen
+        total = sum(sum(lengths) for _, lengths in chosen) if isinstance(chosen, list) else tokens
+    progress.begin(f"scoring held-out {corpus} text", total, "tokens")
     known: dict[tuple[str, str | None, int], list[ItemRow]] = {}
     for row in done:
         known.setdefault((row.item, row.source, row.bytes or 0), []).append(row)
     rank, world = share
     rows: list[ItemRow] = []
     passed = 0
-    for number, (documents, lengths) in enumerate(_chosen(file, tokenizer, tokens)):
+    for number, (documents, lengths) in enumerate(chosen):
         there = [known[document.key].pop(0) if known.get(document.key) else None for document in documents]
         missing = [document for document, row in zip(documents, there, strict=True) if row is None]
         new = []

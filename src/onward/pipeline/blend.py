@@ -1,12 +1,12 @@
 """Blends of a base and what became of it: the line is scored, one blend chosen, told of and written."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onward.artifact import Folders, read_manifest, write_json, write_text
+from onward.artifact import Folders, fingerprint, read_manifest, write_json, write_text
 from onward.errors import UserError
 from onward.model.source import ModelSource, describe
 from onward.pipeline.models import HowToScore, find_model, score_source, short_names
@@ -70,8 +70,8 @@ def score_blends(
     open_pair(base, adapted)  # refuses what cannot be blended
     settled = _settled(evaluation, base, adapted)
     scored = []
-    for share in shares:
-        named = Named(progress or Silent(), f"blend {share:g}")
+    for number, share in enumerate(shares, 1):
+        named = Named(progress or Silent(), f"share {number} of {len(shares)}")
         how = HowToScore(settled, folders=folders, seed=seed, progress=named, processes=processes)
         folder, scores = score_source(blend_source(base, adapted, share), held_out, how, place / f"share-{share:g}")
         scored.append(ScoredBlend(share, folder, scores))
@@ -83,9 +83,11 @@ def blend_models(
 ) -> BlendedModels:
     """Blend a base and its adapted model, found as `score_models` finds them, into `out/blended-BASE-ADAPTED`.
 
+    Where a blend of other text, tasks or settings stands there, the folder is `out/blended-BASE-ADAPTED-FINGERPRINT`.
     domain, general: files of held-out text; without general text only the domain is scored. Raises UserError when one
     of these is not there, or the models do not fit together.
     """
+    from onward.analysis.blending import MORE_FILES
     from onward.pipeline.given_text import given_text
 
     if len(models) != 2:
@@ -98,7 +100,7 @@ def blend_models(
     given = {"domain": domain, "general": general}
     texts = {name: given_text(name, files, folders.cache, progress) for name, files in given.items() if files}
     place = how.out / f"blended-{'-'.join(names)}"
-    return _blended(base, adapted, texts, how, place, steps, rule)
+    return _blended(_Line(base, adapted, texts, how, steps, MORE_FILES), place, rule)
 
 
 def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedModels:
@@ -118,29 +120,78 @@ def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedM
     asked = how.evaluation
     own = {name: getattr(run.recipe.evaluation, name) for name in ("held_out_tokens", "resamples", "precision")}
     how = replace(how, evaluation=asked.model_copy(update=own), seed=run.recipe.seed)
-    return _blended(run.base, adapted, texts, how, how.out, steps, rule)
+    limit = how.evaluation.held_out_tokens
+    todo = (
+        "a run's text is settled: give it another name with a larger corpus.held_out.share and general.held_out.share"
+    )
+    todo += "" if limit is None else f", or a larger evaluation.held_out_tokens ({limit:,} now)"
+    return _blended(_Line(run.base, adapted, texts, how, steps, todo), how.out, rule)
 
 
-def _blended(
-    base: ModelSource,
-    adapted: ModelSource,
-    texts: Mapping[str, Path],
-    how: HowToScore,
-    place: Path,
-    steps: int,
-    rule: "Rule",
-) -> BlendedModels:
+@dataclass(frozen=True)
+class _Line:
+    """What is blended and scored. todo: what helps against too little text."""
+
+    base: ModelSource
+    adapted: ModelSource
+    texts: Mapping[str, Path]
+    how: HowToScore
+    steps: int
+    todo: str
+
+    def place(self, wanted: Path) -> Path:
+        """Return the folder for these models, texts and settings: beside one of others, which is kept."""
+        from onward.evaluation.evaluate import scores_made_from
+
+        settled = _settled(self.how.evaluation, self.base, self.adapted)
+        ends = {
+            f"share-{share}": fingerprint(
+                scores_made_from(model, evaluation=settled, held_out=self.texts, seed=self.how.seed)
+            )
+            for share, model in enumerate((self.base, self.adapted))
+        }
+        for name, mine in ends.items():
+            manifest = read_manifest(wanted / "scores" / name)
+            if manifest is not None and manifest.fingerprint != mine:
+                beside = wanted.with_name(f"{wanted.name}-{fingerprint(ends)}")
+                told = f"{wanted} holds blends of other models or text or with other settings; these go into {beside}"
+                (self.how.progress or Silent()).note(told)
+                return beside
+        return wanted
+
+    def require_halves(self) -> None:
+        """Refuse text that cannot be halved before any of it is scored, and say how much there is to score."""
+        from onward.analysis.blending import require_halves
+        from onward.evaluation.heldout import read_front
+        from onward.model.tokenizer import read_tokenizer
+
+        tokenizer, limit = read_tokenizer(self.base.folder), self.how.evaluation.held_out_tokens
+        each = 0
+        for name, folder in self.texts.items():
+            front = read_front(folder / "held_out.parquet", tokenizer, limit)
+            require_halves(name, front.documents, self.todo)
+            each += front.tokens
+        tasks = " and the tasks" if self.how.evaluation.tasks else ""
+        told = f"to score: {self.steps} shares x {each:,} tokens of text = {self.steps * each:,}{tasks}"
+        (self.how.progress or Silent()).note(told)
+
+
+def _blended(line: _Line, wanted: Path, rule: "Rule") -> BlendedModels:
     from onward.analysis.blending import blending, read_point
     from onward.model.blend import open_pair, write_blend
     from onward.reporting.blends import blend_markdown, blend_picture
 
-    if rule.general_loss is not None and "general" not in texts:
+    base, adapted, how = line.base, line.adapted, line.how
+    if rule.general_loss is not None and "general" not in line.texts:
         raise UserError("what general text loses is not known without it", "--general-loss", todo="add --general FILE")
-    score = partial(
-        score_blends,
+    pair, shares = open_pair(base, adapted), shares_of(line.steps)
+    line.require_halves()
+    place = line.place(wanted)
+    scored = score_blends(
         base,
         adapted,
-        held_out=texts,
+        shares,
+        held_out=line.texts,
         evaluation=how.evaluation,
         place=place / "scores",
         seed=how.seed,
@@ -148,20 +199,29 @@ def _blended(
         progress=how.progress,
         processes=how.processes,
     )
-    shares = shares_of(steps)
-    (first,) = score(shares[:1])
-    read_point(first.share, first.folder)  # text that cannot be halved is refused before the rest is scored
-    points = [read_point(blend.share, blend.folder) for blend in (first, *score(shares[1:]))]
+    points = [read_point(blend.share, blend.folder) for blend in scored]
     found = blending((base.name, adapted.name), points, rule, how.evaluation.resamples, how.seed)
     files = (place / "blend.json", place / "blend.md", place / "blend.svg")
     blended = BlendedModels(found, *files, place / "model")
+    _tell_of_earlier(blended.json, found, how.progress or Silent())
     half = found.point.texts
-    facts = {"chosen_by": rule.told(list(texts)), "dev_bits_per_byte": {text.text: text.dev for text in half}}
-    write_blend(open_pair(base, adapted), found.chosen, blended.model, facts)
+    facts = {"chosen_by": rule.told(list(line.texts)), "dev_bits_per_byte": {text.text: text.dev for text in half}}
+    write_blend(pair, found.chosen, blended.model, facts)
     write_json(blended.json, found.as_json())
     write_text(blended.markdown, blend_markdown(found))
     write_text(blended.figure, blend_picture(found))
     return blended
+
+
+def _tell_of_earlier(file: Path, found: "Blending", progress: Progress) -> None:
+    """Say that an earlier choice on the same scores, by another rule or among other shares, is replaced."""
+    if not file.is_file():
+        return
+    earlier = json.loads(file.read_bytes())
+    shares = [row["share"] for row in earlier["blends"]]
+    if earlier["rule"] != asdict(found.rule) or shares != [point.share for point in found.points]:
+        told = f"chosen again on the same text: share {found.chosen:g} replaces {earlier['chosen']:g}"
+        progress.note(f"{told} (an earlier choice) in {file.parent}; --out keeps both")
 
 
 def _settled(evaluation: Evaluation, base: ModelSource, adapted: ModelSource) -> Evaluation:
