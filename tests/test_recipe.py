@@ -53,9 +53,15 @@ def test_the_seed_of_training_is_the_recipes_unless_it_has_one() -> None:
 def test_what_is_wrong_with_replayed_text_is_said_at_once() -> None:
     with pytest.raises(UserErrors) as caught:
         recipe_from_mapping(MINIMAL | {"training": {"text": "general", "forgetting": {"replay": {"wbe": "5%"}}}})
-    assert "there is no corpus `wbe`; there are: self" in str(caught.value)
-    assert "training.text: there is no `general` text; add it, or write `training.text: domain`" in str(caught.value)
-    assert "`training.text: general` trains on general text alone; write `replay: null`" in str(caught.value)
+    assert [(problem.where, problem.what, problem.todo) for problem in caught.value.problems] == [
+        ("recipe, training.forgetting.replay.wbe", "there is no corpus `wbe`", "there are: self"),
+        ("recipe, training.text", "there is no `general` text", "add it, or write `training.text: domain`"),
+        (
+            "recipe, training.forgetting.replay",
+            "`training.text: general` trains on general text alone",
+            "write `replay: null`",
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,58 @@ def test_a_problem_of_an_override_is_said_to_stand_there(valid: Path) -> None:
     found = problems_of(valid, "training.precision=fp8")
     places = [f"{valid}, training.forgetting.replay", "--set training.precision"]
     assert sorted(str(problem.where) for problem in found) == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("override", "got", "said"),
+    [
+        ("lora=8", "8", "expected {rank: 8}, {} (rank 16), or null"),
+        ("lora=true", "True", "expected {rank: 8}, {} (rank 16), or null"),
+        ("freeze=half", "'half'", "expected embeddings, a number of blocks, all, or {embeddings: true, blocks: 4}"),
+        ("freeze=true", "True", "expected embeddings, a number of blocks, all"),
+        ("ewc=much", "'much'", "expected a strength (1.0), or {strength: 1.0, tokens: 200k}, or null"),
+        ("kl={strength: 1}", "{'strength': 1}", "expected a number such as 0.1, or null"),
+        ("l2_sp={strength: 1}", "{'strength': 1}", "expected a number such as 0.1, or null"),
+    ],
+)
+def test_a_remedy_of_another_form_is_told_what_could_be_written(
+    valid: Path, override: str, got: str, said: str
+) -> None:
+    (problem,) = problems_of(valid, f"training.forgetting.{override}")
+    assert problem.what.startswith(said)
+    assert (problem.where, problem.got) == (f"--set training.forgetting.{override.partition('=')[0]}", got)
+
+
+def test_numbers_and_sections_of_remedies_are_read_as_before(valid: Path) -> None:
+    general = "general={sources: [{path: g}]}"
+    written = ["replay=self", "kl=0.5", "l2_sp='1e-2'", "ewc=2", "freeze=1"]
+    forgetting = load_recipe(valid, [general, *(f"training.forgetting.{each}" for each in written)]).training.forgetting
+    assert forgetting.ewc is not None
+    assert (forgetting.kl, forgetting.l2_sp, forgetting.ewc.strength) == (0.5, 0.01, 2.0)
+    lora = load_recipe(valid, ["training.forgetting.lora={}"]).training.forgetting.lora
+    assert lora is not None
+    assert lora.rank == 16
+    (problem,) = problems_of(valid, "training.forgetting.kl=-1")
+    assert "greater than or equal to 0" in problem.what
+
+
+def test_problems_between_values_stand_alone_each_with_its_key_and_advice(valid: Path) -> None:
+    found = problems_of(valid, "training.forgetting.ewc.text=nix", "training.forgetting.replay={web: 5%, self: 5%}")
+    assert [(problem.where, problem.got, problem.todo) for problem in found] == [
+        ("--set training.forgetting.replay: web", "'5%'", "there are: self"),
+        ("--set training.forgetting.ewc.text", "'nix'", "there are: self"),
+    ]
+    (problem,) = problems_of(valid, "training.forgetting.ewc=1")
+    assert problem.what == "there is no `general` text to estimate the Fisher information on"
+    assert problem.todo == "add it, or name another: self"
+    found = problems_of(valid, "training.forgetting.replay={general: 5, self: 5}")
+    places = [f"--set training.forgetting.replay: {name}" for name in ("general", "self")]
+    assert [problem.where for problem in found] == places
+    found = problems_of(valid, "training.forgetting.kl=1", "training.forgetting.freeze=all")
+    assert [(problem.where, problem.what) for problem in found] == [
+        ("--set training.forgetting.freeze", "`freeze: all` leaves nothing to train"),
+        ("--set training.forgetting.kl", "kl is measured on replayed text, and there is none"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["cloze", "limit", "resamples"])

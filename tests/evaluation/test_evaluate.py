@@ -17,7 +17,7 @@ from onward.errors import UserError
 from onward.evaluation import evaluate as step
 from onward.evaluation.evaluate import base_scores_folder, evaluate, touched_items
 from onward.evaluation.harness import score_task
-from onward.evaluation.heldout import score_held_out
+from onward.evaluation.heldout import read_front, score_held_out
 from onward.evaluation.scores import (
     ItemRow,
     Scores,
@@ -189,6 +189,28 @@ def test_held_out_stops_at_the_token_budget(corpus: Path) -> None:
     assert score(lengths[0]) == (1, lengths[0])
     assert score(lengths[0] + 1) == (2, sum(lengths[:2]))
     assert score(None) == (4, sum(lengths))
+
+
+@pytest.mark.parametrize(("limit", "documents"), [(1, 1), (10**6, 4), (10**9, 4)])
+def test_progress_goes_to_what_is_scored(corpus: Path, limit: int, documents: int) -> None:
+    source = resolve(TINY)
+    model, tokenizer = load_model(source), read_tokenizer(source.folder)
+    scored = sum(len(ids) for ids in tokenizer.encode_batch(TEXTS)[:documents])
+    totals: list[int | None] = []
+
+    class Told(Silent):
+        def begin(self, title: str, total: int | None, unit: str) -> None:
+            totals.append(total)
+
+    facts = {"batch_tokens": 512, "resamples": 100, "seed": 0, "progress": Told()}
+    file = corpus / "held_out.parquet"
+    text, _ = score_held_out(model, tokenizer, "domain", file, tokens=limit, **facts)
+    # Beyond what is chosen at once the total stays the limit.
+    assert totals == [scored if limit <= 10**6 else limit]
+    front = read_front(file, tokenizer, limit)
+    assert text is not None
+    assert (front.tokens, len(front.documents)) == (text.tokens, text.documents)
+    assert sum(size for *_, size in front.documents) == text.bytes
 
 
 def test_errors_say_where(corpus: Path, shared_data: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from onward.recipe.quantities import Share, Tokens, format_share
-from onward.recipe.section import Section
+from onward.recipe.section import Problem, Section, require_none
 
 GENERAL, SELF = "general", "self"
 """Corpora that `replay` knows beside those of `corpora`: the recipe's general text, and samples of the base model."""
@@ -43,6 +43,21 @@ def replay_words(replayed: Mapping[str, Fraction]) -> str:
     """Say what is replayed: `5% general text`, `5% general text and 2% self`, `none`."""
     shown = [f"{format_share(share)} {'general text' if name == GENERAL else name}" for name, share in replayed.items()]
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]])) or "none"
+
+
+def _section_or(value: object, expected: str) -> object:
+    """Let a section, a mapping or null through; raises ValueError with what may be written for all else."""
+    if value is None or isinstance(value, Mapping | Section):
+        return value
+    raise ValueError(f"expected {expected}, or null")
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 class Ewc(Section):
@@ -132,7 +147,22 @@ class Forgetting(Section):
     @classmethod
     def _strength(cls, value: object) -> object:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"strength": value} if is_number else value
+        return {"strength": value} if is_number else _section_or(value, "a strength (1.0), or {strength: 1.0, tokens: "
+                                                                 "200k}")  # fmt: skip
+
+    @field_validator("l2_sp", "kl", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        if isinstance(value, str) and _is_number(value):
+            return value
+        raise ValueError("expected a number such as 0.1, or null")
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _adapters(cls, value: object) -> object:
+        return _section_or(value, "{rank: 8}, {} (rank 16)")
 
     @field_validator("freeze", mode="before")
     @classmethod
@@ -141,20 +171,25 @@ class Forgetting(Section):
             return {"embeddings": True}
         if value == "all":
             return {"embeddings": True, "blocks": "all"}
-        return {"blocks": value} if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"blocks": value}
+        return _section_or(value, "embeddings, a number of blocks, all, or {embeddings: true, blocks: 4}")
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> Self:
         problems = []
         blocks_frozen = self.freeze is not None and self.freeze.blocks == "all"
         if self.lora is not None and blocks_frozen:
-            problems.append("lora trains adapters in the blocks, and `freeze` keeps all: nothing is left to train")
+            what = "lora trains adapters in the blocks, and `freeze` keeps all: nothing is left to train"
+            problems.append(Problem("freeze", what, "write `lora: null`, or freeze fewer blocks"))
         elif blocks_frozen and self.freeze is not None and self.freeze.embeddings:
-            problems.append("`freeze: all` leaves nothing to train; keep some blocks or the embeddings out of it")
+            todo = "keep some blocks or the embeddings out of it"
+            problems.append(Problem("freeze", "`freeze: all` leaves nothing to train", todo))
         if self.kl is not None and self.replay is None:
-            problems.append("kl is measured on replayed text, and there is none: set `replay`, or write `kl: null`")
+            what = "kl is measured on replayed text, and there is none"
+            problems.append(Problem("kl", what, "set `replay`, or write `kl: null`"))
         if self.lora is not None and (self.ewc is not None or self.l2_sp is not None):
-            problems.append("lora leaves the base's weights as they are: ewc and l2_sp have nothing to pull back")
-        if problems:
-            raise ValueError("; ".join(problems))
+            what = "lora leaves the base's weights as they are: ewc and l2_sp have nothing to pull back"
+            problems.append(Problem("lora", what, "write `lora: null`, or `ewc: null` and `l2_sp: null`"))
+        require_none(problems)
         return self

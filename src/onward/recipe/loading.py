@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from onward.errors import UserError, UserErrors, nearest
+from onward.recipe.section import Problem, Problems
 from onward.recipe.whole import Recipe
 
 PACKAGED = ("quickstart",)
@@ -57,9 +58,14 @@ def recipe_from_mapping(content: Mapping[str, Any], where: str = "recipe", overr
     except ValidationError as error:
         # A value that fits none of several types is told of once for each: one problem, since there is one value.
         by_key: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        problems = []
         for item in error.errors():
-            by_key.setdefault(_location(item["loc"]), []).append(dict(item))
-        problems = [_explain(key, items, _place(key, where, overridden)) for key, items in by_key.items()]
+            key, cause = _location(item["loc"]), item.get("ctx", {}).get("error")
+            if isinstance(cause, Problems):
+                problems += [_told(each, key, content, where, overridden) for each in cause.problems]
+            else:
+                by_key.setdefault(key, []).append(dict(item))
+        problems += [_explain(key, items, _place(key, where, overridden)) for key, items in by_key.items()]
         plural = "problem" if len(problems) == 1 else "problems"
         raise UserErrors(f"{where}: {len(problems)} {plural}", problems) from None
 
@@ -117,10 +123,23 @@ def _place(location: Sequence[str], where: str, overridden: Sequence[str]) -> st
     key = ".".join(location)
     above = [name for name in overridden if f"{key}.".startswith(f"{name}.")]
     if above:
-        return f"--set {above[-1]}"
+        within = ".".join(name for name in key.removeprefix(above[-1]).split(".") if name and not name.isdigit())
+        return f"--set {above[-1]}" + (f": {within}" if within else "")
     inside = ", ".join(sorted({f"--set {name}" for name in overridden if name.startswith(f"{key}.")}))
     beside = f" (with {inside})" if inside else ""
     return f"{where}, {key}{beside}" if key else where
+
+
+def _told(
+    problem: Problem, section: Sequence[str], content: Mapping[str, Any], where: str, overridden: Sequence[str]
+) -> UserError:
+    """Place what a section finds wrong between its values at the value to change."""
+    location = (*section, *filter(None, problem.key.split(".")))
+    value: Any = content
+    for name in location:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    got = repr(value) if isinstance(value, str | int | float) else None
+    return UserError(problem.what, _place(location, where, overridden), got, todo=problem.todo)
 
 
 def _explain(location: tuple[str, ...], items: Sequence[dict[str, Any]], place: str) -> UserError:
@@ -136,7 +155,8 @@ def _explain(location: tuple[str, ...], items: Sequence[dict[str, Any]], place: 
     if item["type"] == "missing":
         return UserError(f"missing key `{location[-1]}`", place)
     value = item["input"]
-    shown = None if isinstance(value, dict | BaseModel) else repr(value)
+    is_whole = isinstance(value, BaseModel) or (isinstance(value, dict) and _known_keys(location))
+    shown = None if is_whole else repr(value)
     if choices and item["type"] in ("literal_error", *_TYPES):
         possible = [*filter(None, [_TYPES.get(item["type"])]), *choices]
         near = nearest(value, choices) if isinstance(value, str) else None

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from onward.recipe.forgetting import Forgetting
 from onward.recipe.quantities import Seconds, Share, Tokens, parse_bytes
-from onward.recipe.section import Section
+from onward.recipe.section import Problem, Section, require_none
 
 
 class Schedule(Section):
@@ -155,6 +155,5 @@ class Training(Section):
             problems.append(f"the first stage ({self.stages[0]} tokens) is shorter than a step ({step_tokens})")
         if self.schedule.kind in ("wsd", "infinite") and self.schedule.warmup + self.schedule.cooldown > 1:
             problems.append("schedule: warm-up and cooldown together are more than the whole")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none([Problem("", what) for what in problems])
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from onward.recipe.forgetting import GENERAL, SELF, Forgetting
-from onward.recipe.section import Section
+from onward.recipe.section import Problem, Section, require_none
 from onward.recipe.sections import Corpus, Evaluation, HeldOut, Model, SelfReplay
 from onward.recipe.study import Study
 from onward.recipe.training import Training
@@ -50,25 +50,27 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         problems = []
         if self.corpus.self_replay is not None:
-            problems.append("corpus.self_replay: only text to replay can be sampled from the base model")
+            problems.append(Problem("corpus.self_replay", "only text to replay can be sampled from the base model"))
         if self.corpus.duplicates is not None and "domain" in self.corpus.duplicates.against:
-            problems.append("corpus.duplicates.against: `domain` is this corpus itself; it is for the other corpora")
+            what = "`domain` is this corpus itself; it is for the other corpora"
+            problems.append(Problem("corpus.duplicates.against", what))
         problems += self._problems_of_replay(self.training.forgetting, "training.forgetting")
         if self.training.text == GENERAL:
-            todo = "add it, or write `training.text: domain`"
-            problems += [] if self.general is not None else [f"training.text: there is no `general` text; {todo}"]
+            if self.general is None:
+                todo = "add it, or write `training.text: domain`"
+                problems.append(Problem("training.text", "there is no `general` text", todo))
             if self.training.forgetting.replay is not None:
-                problems.append("training.forgetting.replay: `training.text: general` trains on general text alone; "
-                                "write `replay: null`")  # fmt: skip
+                what = "`training.text: general` trains on general text alone"
+                problems.append(Problem("training.forgetting.replay", what, "write `replay: null`"))
         for name, forgetting in ({} if self.study is None else self.study.remedies).items():
             problems += self._problems_of_replay(forgetting, f"study.remedies.{name}")
         last = self.training.stages[-1]
         outside = [tokens for tokens in self.evaluation.at if not 0 < tokens <= last]
         if outside:
             got = ", ".join(f"{tokens:,}" for tokens in outside)
-            problems.append(f"evaluation.at: {got} tokens; the run goes from 1 to {last:,} (training.stages)")
-        if problems:
-            raise ValueError("; ".join(problems))
+            what = f"{got} tokens; the run goes from 1 to {last:,} (training.stages)"
+            problems.append(Problem("evaluation.at", what))
+        require_none(problems)
         return self
 
     @property
@@ -94,17 +96,23 @@ class Recipe(Section):
             return self.general
         return self.corpora.get(name) or (SAMPLES if name == SELF else None)
 
-    def _problems_of_replay(self, forgetting: Forgetting, where: str) -> list[str]:
+    def _problems_of_replay(self, forgetting: Forgetting, where: str) -> list[Problem]:
+        """Find corpora that are named and not there."""
+        # `replay: 5%` is short for general text: its name does not stand in the recipe.
+        named = [(f"{where}.replay{'' if name == GENERAL else f'.{name}'}", name) for name in forgetting.replayed]
+        named += [] if forgetting.ewc is None else [(f"{where}.ewc.text", forgetting.ewc.text)]
         problems = []
-        named = {f"{where}.replay": list(forgetting.replayed)}
-        named[f"{where}.ewc.text"] = [] if forgetting.ewc is None else [forgetting.ewc.text]
-        for key, names in named.items():
-            for name in names:
-                if self.replayed_corpus(name) is None:
-                    known = ", ".join([*([] if self.general is None else [GENERAL]), SELF, *self.corpora])
-                    todo = "add it or write `replay: null`" if name == GENERAL else f"there are: {known}"
-                    what = "there is no `general` text to replay" if name == GENERAL else f"there is no corpus `{name}`"
-                    problems.append(f"{key}: {what}; {todo}")
+        for key, name in named:
+            if self.replayed_corpus(name) is not None:
+                continue
+            known = [*([] if self.general is None else [GENERAL]), SELF, *self.corpora]
+            what, todo = f"there is no corpus `{name}`", f"there are: {', '.join(known)}"
+            if name == GENERAL and key.endswith(".replay"):
+                what, todo = "there is no `general` text to replay", "add it or write `replay: null`"
+            elif name == GENERAL:
+                what = "there is no `general` text to estimate the Fisher information on"
+                todo = f"add it, or name another: {', '.join(known)}"
+            problems.append(Problem(key, what, todo))
         return problems
 
     @field_validator("corpora")
