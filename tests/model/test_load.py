@@ -30,6 +30,19 @@ def test_a_model_that_is_nowhere_is_said_to_be(name: str) -> None:
         resolve(name)
 
 
+def test_a_path_into_a_folder_that_is_here_is_no_model_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    with pytest.raises(UserError, match="no such model folder") as met:
+        resolve("runs/nix")
+    assert "runs is a folder here, and there is no nix in it" in str(met.value.todo)
+    monkeypatch.setattr("onward.model.source._is_downloaded", lambda base, revision: True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):  # asked of the Hub's own files
+        resolve("runs/nix")
+
+
 def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids") as met:

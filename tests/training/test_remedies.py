@@ -175,6 +175,22 @@ def test_more_blocks_than_there_are_are_refused_with_their_number(folder: Path, 
         assert "at most 3" in str(refused.value.expected)
 
 
+def test_all_blocks_of_a_tied_model_by_their_number_are_refused_with_the_embeddings(folder: Path) -> None:
+    tied = read_shape(folder).tied
+    forgetting = {"freeze": {"embeddings": True, "blocks": LAYERS}}
+    for accepts in (
+        lambda: learner_of(folder, **forgetting),
+        lambda: parts_of(read_shape(folder), Forgetting.model_validate(forgetting)),
+    ):
+        if not tied:
+            accepts()  # the output embeddings are trained
+            continue
+        with pytest.raises(UserError, match="nothing but the last norm is left to train") as refused:
+            accepts()
+        assert refused.value.where == "training.forgetting.freeze"
+    learner_of(folder, freeze={"blocks": LAYERS})
+
+
 def test_adapters_on_no_block_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="no block is left"):
         learner_of(folder, lora={}, freeze=LAYERS)

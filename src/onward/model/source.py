@@ -47,18 +47,20 @@ class ModelSource:
 def resolve(base: str, revision: str | None = None) -> ModelSource:
     """Return the local files of `onward/tiny`, a folder, or a Hub id (downloaded to the Hub's own cache).
 
-    Only configuration, tokenizer and weights are fetched; no code. Raises UserError when there is no such model,
-    or the network or a permission is missing.
+    Only configuration, tokenizer and weights are fetched; no code. A path into a folder that is here is no Hub id.
+    Raises UserError when there is no such model, or the network or a permission is missing.
     """
     if base == TINY:
         return describe(Path(str(resources.files("onward") / "model" / "tiny")), base)
     folder = Path(base).expanduser()
     if folder.is_dir():
         return describe(folder.absolute(), base)
+    expected, what = "onward/tiny, a folder, or a Hub id (org/name)", "there is no such model folder"
     if base.startswith((".", "/", "~", "onward/")) or base.endswith("/") or base.count("/") != 1:
-        raise UserError(
-            "there is no such model folder", "model.base", base, "onward/tiny, a folder, or a Hub id (org/name)"
-        )
+        raise UserError(what, "model.base", base, expected)
+    if folder.parent.is_dir() and not _is_downloaded(base, revision):
+        todo = f"check the name: {folder.parent} is a folder here, and there is no {folder.name} in it; for the model "
+        raise UserError(what, "model.base", base, expected, f"{todo}{base} of the Hub start from another folder")
     return _from_hub(base, revision)
 
 
@@ -83,6 +85,13 @@ def local_context_tokens(base: str) -> int | None:
     config = json.loads((resolve(base).folder / "config.json").read_bytes())
     length = config.get("text_config", config).get("max_position_embeddings")
     return None if length is None else int(length)
+
+
+def _is_downloaded(base: str, revision: str | None) -> bool:
+    """Whether the Hub's cache has a model, so that a folder named like its owner does not stand in its way."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(base, "config.json", revision=revision), str)
 
 
 def _from_hub(base: str, revision: str | None) -> ModelSource:

@@ -13,11 +13,12 @@ from onward.training.remedies import blocks_frozen
 def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
     """Freeze what the recipe freezes, and put adapters where it asks for them; to be done before sharing out.
 
-    seed: of the adapters. Raises UserError for more blocks than there are, or adapters without peft.
+    seed: of the adapters. Raises UserError for more blocks than there are, all of a tied model, or adapters without
+    peft.
     """
     number = 0
     if forgetting.freeze is not None:
-        number = blocks_frozen(forgetting, len(network.blocks))
+        number = blocks_frozen(forgetting, len(network.blocks), tied=_is_tied(network))
         for block in network.blocks[:number]:
             block.requires_grad_(False)
         if forgetting.freeze.embeddings:  # a tied head is the same parameter
@@ -25,6 +26,11 @@ def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
     if forgetting.lora is not None:
         add_adapters(network.model, network.blocks[number:], forgetting.lora, seed)
     assert any(parameter.requires_grad for parameter in network.parameters()), "something is left to train"
+
+
+def _is_tied(network: Network) -> bool:
+    inputs, outputs = network.model.get_input_embeddings(), network.model.get_output_embeddings()
+    return outputs is not None and outputs.weight is inputs.weight
 
 
 @torch.no_grad()

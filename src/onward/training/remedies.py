@@ -31,11 +31,11 @@ class Parts:
 def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
     """Count the parameters of a model by what the recipe does to them; None: all are trained.
 
-    Raises UserError when more blocks are to be frozen than there are.
+    Raises UserError when more blocks are to be frozen than there are, or nothing but a norm is left.
     """
     if forgetting is None:
         return Parts(shape.parameters, shape.block_parameters, 0, True, 0, 0, False)
-    blocks = blocks_frozen(forgetting, shape.layers)
+    blocks = blocks_frozen(forgetting, shape.layers, tied=shape.tied)
     keeps_embeddings = forgetting.freeze is not None and forgetting.freeze.embeddings
     is_pulled = bool(forgetting.l2_sp) or (forgetting.ewc is not None and forgetting.ewc.strength > 0)
     copies = int(is_pulled) + int(forgetting.ewc is not None and forgetting.ewc.strength > 0)
@@ -58,8 +58,12 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
     )
 
 
-def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
-    """Return how many of a model's blocks are frozen, from the input on; raises UserError for more than there are."""
+def blocks_frozen(forgetting: Forgetting, layers: int, *, tied: bool = False) -> int:
+    """Return how many of a model's blocks are frozen, from the input on.
+
+    tied: the output embeddings are the input embeddings. Raises UserError for more blocks than there are, and where
+    nothing but the last norm would be trained.
+    """
     asked = 0 if forgetting.freeze is None else forgetting.freeze.blocks
     if asked == "all":
         return layers
@@ -69,6 +73,13 @@ def blocks_frozen(forgetting: Forgetting, layers: int) -> int:
     if forgetting.lora is not None and asked == layers:
         todo = f"write fewer than {layers}, or lora: null"
         raise UserError("no block is left to put adapters on", "training.forgetting.freeze", f"{asked}", todo=todo)
+    if forgetting.freeze is not None and forgetting.freeze.embeddings and asked == layers and tied:
+        what = "nothing but the last norm is left to train"
+        got, todo = (
+            f"the embeddings and {asked} blocks, all that there are",
+            "keep some blocks or the embeddings out of it",
+        )
+        raise UserError(what, "training.forgetting.freeze", got, todo=todo)
     return asked
 
 
