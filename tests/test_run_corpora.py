@@ -10,6 +10,7 @@ import small_run
 from onward.artifact import Folders, flatten
 from onward.corpus.preparation import Preparation
 from onward.pipeline import Run, RunResult
+from onward.progress import Silent
 from onward.training.record import read_rows
 from onward.verification.verify import _Trials
 
@@ -71,9 +72,16 @@ def test_a_replayed_corpus_needs_no_held_out_text(tmp_path: Path) -> None:
     place = small_run.write_inputs(tmp_path)
     small_run.write_texts(place / "web.jsonl", 20, seed=3)
     web = {"sources": [{"path": str(place / "web.jsonl")}], "held_out": {"share": "0%"}, **WEB}
-    run = Run(recipe_of(place, corpora={"web": web}), folders=small_run.folders(place), workers=1)
+    notes: list[str] = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    run = Run(recipe_of(place, corpora={"web": web}), folders=small_run.folders(place), workers=1, progress=Told())
     run.foresee().check()
     assert run.corpora.others["web"].ledger.held_out.documents == 0
+    assert not [note for note in notes if "held-out share" in note], "nothing reads it"
     assert [*run.corpora.scored()] == ["domain", "general"]
 
 
