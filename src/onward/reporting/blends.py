@@ -15,6 +15,10 @@ _HEIGHT, _DECIMALS = 420, 4
 _ROOM = 0.12
 """Of an axis, beyond the outermost points."""
 _LABEL_WIDTH = 150
+_CHARACTER, _LETTER = 7.0, 11.0
+"""About the width and the height of a letter of a label."""
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom of what is drawn."""
 
 
 def blend_table(found: Blending) -> Table:
@@ -64,10 +68,10 @@ def blend_markdown(found: Blending) -> str:
 
 
 def blend_picture(found: Blending) -> str:
-    """Draw the test part's bits per byte: domain against general text; without general text, against the share."""
+    """Draw the test part's bits per byte: domain across, general text upwards; without general text, share across."""
     left, right, top, bottom = 64, WIDE - 28, 44, _HEIGHT - 60
-    points = [(_across(point), _on_test(point, DOMAIN)) for point in found.points]
     has_general = found.point.find(GENERAL) is not None
+    points = [_place(point, has_general) for point in found.points]
     x = Scale(*_widened([point[0] for point in points]), left, right)
     y = Scale(*_widened([point[1] for point in points]), bottom, top)
     columns, rows = ticks(x.low, x.high, 7), ticks(y.low, y.high, 7)
@@ -75,27 +79,27 @@ def blend_picture(found: Blending) -> str:
     parts += [line(left, y(value), right, y(value), "grid") for value in rows]
     parts += [text(x(value), bottom + 18, tick_text(value, columns), "tick", "middle") for value in columns]
     parts += [text(left - 8, y(value) + 4, tick_text(value, rows), "tick", "end") for value in rows]
-    places = [(x(across), y(domain)) for across, domain in points]
+    places = [(x(across), y(up)) for across, up in points]
     parts.append(path(places, "smooth"))
     parts += [f'<circle cx="{across:.1f}" cy="{up:.1f}" r="3" class="end"/>' for across, up in places]
     parts += _labels(found, places, (left, right))
-    below = "share of the way to the adapted model"
-    if has_general:
-        below = "\N{LEFTWARDS ARROW} easier · general text, bits per byte of the test part"
-    parts.append(
-        text(left - 56, top - 22, "\N{DOWNWARDS ARROW} easier · domain text, bits per byte of the test part", "label")
-    )
+    upwards, across = ("general", "domain text") if has_general else ("domain", "")
+    told = f"\N{DOWNWARDS ARROW} easier · {upwards} text, bits per byte of the test part"
+    below = f"\N{LEFTWARDS ARROW} easier · {across}, bits per byte of the test part"
+    parts.append(text(left - 56, top - 22, told, "label"))
+    below = below if has_general else "share of the way to the adapted model"
     parts.append(text(right, bottom + 40, below, "label", "end"))
     return standalone(svg(WIDE, _HEIGHT, _caption(found), "wide", parts), WIDE)
 
 
 def _labels(found: Blending, places: Sequence[tuple[float, float]], ends: tuple[float, float]) -> list[str]:
-    """Name the ends and the chosen blend; the chosen one is filled."""
-    parts = []
+    """Name the ends and the chosen blend, which is filled, and give the others their share where there is room."""
+    parts, taken = [], []
+    named = [point.share in (0, 1) or point.share == found.chosen for point in found.points]
     for place, (point, (across, up)) in enumerate(zip(found.points, places, strict=True)):
-        is_end, is_chosen = point.share in (0, 1), point.share == found.chosen
-        if not is_end and not is_chosen:
+        if not named[place]:
             continue
+        is_chosen = point.share == found.chosen
         name = {0.0: "base", 1.0: "adapted"}.get(point.share, f"{point.share:g} of the way")
         label = f"{name}, chosen" if is_chosen else name
         kind = "mark front" if is_chosen else "mark"
@@ -105,13 +109,34 @@ def _labels(found: Blending, places: Sequence[tuple[float, float]], ends: tuple[
         is_below = not is_right and place > 0 and places[place - 1][1] < up
         x, y = across + (12 if is_right else -12), up + (20 if is_below else -10)
         parts.append(text(x, y, label, "note", "start" if is_right else "end"))
+        reach = _CHARACTER * len(label) * (1 if is_right else -1)
+        taken.append((min(x, x + reach), y - _LETTER, max(x, x + reach), y))
+    marks = [(across - 4, up - 4, across + 4, up + 4) for across, up in places]
+    for place in sorted(range(len(places)), key=lambda place: (place % 2, place)):  # every second one first
+        across, up = places[place]
+        label = f"{found.points[place].share:g}"
+        half = _CHARACTER * len(label) / 2
+        # Above or below the line, whichever is free of other labels and points.
+        boxes = [(across - half, y - _LETTER, across + half, y) for y in (up - 8, up + 18)]
+        others = [*taken, *marks[:place], *marks[place + 1 :]]
+        box = next((box for box in boxes if not any(_meet(box, other) for other in others)), None)
+        if box is not None and not named[place]:
+            taken.append(box)
+            parts.append(text(across, box[3], label, "tick", "middle"))
     return parts
 
 
+def _meet(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 def _caption(found: Blending) -> str:
-    return (
+    line = (
         f"Blends on the line from {found.base} to {found.adapted}, {found.chosen:g} of the way chosen on the dev part."
     )
+    if found.point.find(GENERAL) is None:
+        return f"{line} Lower: the domain is easier. General text was not scored."
+    return f"{line} Further left: the domain is easier; lower: general text is, less is forgotten."
 
 
 def _mark(found: Blending, point: BlendPoint) -> str:
@@ -123,8 +148,9 @@ def _numeric(heads: Sequence[str]) -> tuple[bool, ...]:
     return tuple(0 < place < len(heads) - 1 or head == "share" for place, head in enumerate(heads))
 
 
-def _across(point: BlendPoint) -> float:
-    return point.share if point.find(GENERAL) is None else _on_test(point, GENERAL)
+def _place(point: BlendPoint, has_general: bool) -> tuple[float, float]:
+    domain = _on_test(point, DOMAIN)
+    return (domain, _on_test(point, GENERAL)) if has_general else (point.share, domain)
 
 
 def _on_test(point: BlendPoint, name: str) -> float:
