@@ -1,6 +1,7 @@
 """What studies say: fronts, inflections, differences and verdicts, on scores that are known."""
 
 import io
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome
 from onward.studies.pareto import on_front, place
 from onward.studies.plots import Point, plane_figure
-from onward.studies.scored import apart, told
+from onward.studies.scored import Text, apart, told
 from onward.studies.view import study_view
 
 
@@ -332,3 +333,125 @@ def test_the_terminal_cuts_no_number(columns: int) -> None:
             for word in " ".join(row).split():
                 assert word in printed
         assert found.findings[0].split()[-1] in printed, "and says what it means"
+
+
+def first_documents(text: Text, documents: int, groups: int) -> Text:
+    """The first documents of a text alone, in so many groups."""
+    group = np.array([f"group-{n % groups}" for n in range(documents)], dtype=object)
+    cut = text.before[:documents], text.after[:, :documents], text.bits[:documents], group
+    return Text(*cut, text.numbers)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(
+    ("documents", "groups", "is_known"), [(7, 7, False), (8, 8, True), (20, 7, False), (8, 1, True), (7, 1, False)]
+)
+def test_fewer_than_eight_groups_have_no_interval_as_in_a_run(
+    seeds: int, documents: int, groups: int, is_known: bool
+) -> None:
+    one, other = (first_documents(text(change, seeds), documents, groups) for change in (-0.5, -0.1))
+    for found in (one.change(200, 0), one.beyond(other, 200, 0)):
+        assert (told(found) == "better") == is_known
+        assert np.isnan(found.low) == np.isnan(found.high) == (not is_known)
+    assert one.change(200, 0).estimate == pytest.approx(-0.5, abs=0.01)
+    assert one.beyond(other, 200, 0).estimate == pytest.approx(-0.4, abs=0.01)
+
+
+def with_few(each: Measured, documents: int, groups: int) -> Measured:
+    return replace(each, texts={**each.texts, "domain": first_documents(each.texts["domain"], documents, groups)})
+
+
+def test_findings_say_how_many_documents_there_are_and_which_text_has_too_few() -> None:
+    plenty = remedies.outcome(a_grid())
+    assert "Held-out documents: domain text 40 and general text 40." in plenty.findings
+    assert not any("no verdict" in sentence for sentence in plenty.findings)
+    few = [with_few(each, 20, 5) for each in a_grid()]
+    for found in (remedies.outcome(few), side_by_side.outcome(few, "domains")):
+        assert "Held-out documents: domain text 20 (5 groups) and general text 40." in found.findings
+        assert any("no verdict: domain text." in sentence for sentence in found.findings)
+    assert all(row["domain_low"] is None for row in remedies.outcome(few).rows)
+
+
+def recorded(each: Measured, place: Path, seconds: float) -> Measured:
+    """A member with the record of two steps in its run folder."""
+    folder = place / each.variant.name
+    folder.mkdir()
+    row = {"seconds": seconds / 2, "loss_nats": 1.0}
+    (folder / "metrics.jsonl").write_text(f"{json.dumps(row)}\n" * 2, encoding="utf-8")
+    return replace(each, runs=dict.fromkeys(each.runs, folder))
+
+
+def test_the_time_of_training_stands_beside_that_without_a_remedy(tmp_path: Path) -> None:
+    none, replay, ewc, *_, control = a_grid()
+    blend = measured("blend-50-of-none", -0.2, 0.05, "blend")
+    timed = [recorded(none, tmp_path, 10), recorded(replay, tmp_path, 12), ewc]
+    found = remedies.outcome([*timed, replace(blend, runs=timed[0].runs), control])
+    times = {row["member"]: row["training_time_beside_none"] for row in found.rows}
+    assert times == {"none": 1.0, "replay-1": 1.2, "replay-5": None, "blend-50-of-none": None, "control": None}
+    place = found.table.headers.index("time")
+    assert {row[0]: row[place] for row in found.table.rows}["replay-1"] == "1.20 x"
+    assert len(found.table.numeric) == len(found.table.headers)
+    unrecorded = remedies.outcome(a_grid())
+    assert "time" not in unrecorded.table.headers
+    assert not any("training_time_beside_none" in row for row in unrecorded.rows)
+
+
+def test_without_plain_replay_there_is_none_to_compare_with() -> None:
+    found = remedies.outcome([measured("none", -0.5, 0.1, "none"), measured("self5", -0.4, 0.02, "self replay")])
+    assert any("there is none to compare the kinds with" in sentence for sentence in found.findings)
+
+
+def test_what_is_said_of_remedies_fits_how_many_there_are() -> None:
+    one = remedies.outcome([measured("none", -0.5, 0.1, "none", seeds=1)])
+    assert one.figure is not None
+    assert "over documents. The" in one.figure.caption
+    assert "control" not in one.figure.caption
+    assert one.headline.startswith("1 of 1 member is")
+    assert any("among 1 member one" in sentence for sentence in one.findings)
+    grid = remedies.outcome(a_grid())
+    assert grid.figure is not None
+    assert "over documents and seeds" in grid.figure.caption
+    assert "the control is no remedy" in grid.figure.caption
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1590.0, "+1,590"),
+        (-12345.6, "\N{MINUS SIGN}12,346"),
+        (1.594, "+1.59"),
+        (0.00012345, "+0.000123"),
+        (0.0, "0.00"),
+    ],
+)
+def test_gains_are_written_without_exponents(value: float, said: str) -> None:
+    assert budgets_compared._gain_texts(Interval(value, value, value)) == (said, f"{said} to {said}")
+
+
+def test_findings_on_tokens_hold_no_markup() -> None:
+    assert "`" not in " ".join(the_course([-0.1, -0.2, -0.4, -0.42]).findings)
+
+
+def test_rates_say_what_the_best_did_to_general_text() -> None:
+    found = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
+    assert found.findings[0].startswith("General text changes by ")
+    assert found.findings[0].endswith("at the best: not distinguishable from before.")
+
+
+def test_a_narrow_terminal_breaks_no_name_and_no_word() -> None:
+    found = remedies.outcome(a_grid())
+    for columns in range(50, 120, 7):
+        console = Console(width=columns, record=True, file=io.StringIO())
+        result = StudyResult(Path("place"), found, (), Counts(), Path("place/index.html"))
+        console.print(list(study_view(result))[1])  # the table
+        printed = console.export_text()
+        for word in (*" ".join(" ".join(row) for row in found.table.rows).split(), "interval", "general", "member"):
+            assert word in printed, (columns, word)
+
+
+def test_a_pilot_on_too_few_documents_is_no_go() -> None:
+    each = measured("pilot", -0.5, 0.0)
+    assert [check.verdict for check in pilot._held_out(each)] == ["go", ""]
+    check, _ = pilot._held_out(with_few(each, 20, 5))
+    assert check.verdict == "look first"
+    assert "fewer than 8 documents" in check.value

@@ -21,6 +21,7 @@ from onward.errors import UserError
 from onward.recipe import Recipe, load_recipe
 from onward.studies import STUDIES, StudyPlan, planned
 from onward.studies.budgets import looked_at, training_tokens
+from onward.studies.kinds import kind_of
 from onward.studies.member import members_of, sharing
 from onward.studies.variants import variants_of
 
@@ -160,6 +161,9 @@ REFUSALS = [
     ("tokens", {"training__stages": [960]}, "lengthen the last stage"),
     ("pilot", {"study": {"tokens": 100}}, "shorter than a step"),
     ("rates", {"study": {"batch_tokens": [24, 480, 99_000]}}, "got       24, 99,000"),
+    ("remedies", {"study": {"remedies": {"frozen": {"freeze": 99}}}}, "where     study.remedies.frozen.freeze"),
+    ("pilot", {"training__forgetting": {"freeze": 99}}, "where     training.forgetting.freeze"),
+    ("remedies", {"study": {"remedies": {"a/b": {}}}}, "a member cannot have this name"),
     ("rates", {"study": {"batch_tokens": [24]}}, "where     study.batch_tokens"),
 ]
 
@@ -206,7 +210,7 @@ def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     study = {"remedies": {"none": {"replay": None}, "mine-1": {"replay": "7%"}}, "blends": ["40%"]}
     plan = plan_of(place, "remedies", small_run.recipe(place, study=study))
     assert [(each.name, each.family) for each in plan.variants] == [
-        ("none", "none"), ("mine-1", "mine"), ("control", "control"),
+        ("none", "none"), ("mine-1", "replay"), ("control", "control"),
     ]  # fmt: skip
     assert plan.members[-1].recipe.training.text == "general"
     assert [(blend.of, blend.share) for blend in plan.blends] == [("none", 0.4)]
@@ -215,6 +219,35 @@ def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     assert [each.name for each in own.variants] == ["control", "mine"], "a member of this name takes its place"
     assert own.members[0].recipe.training.text == "domain"
     assert {blend.of for blend in own.blends} == {"mine"}, "a control is not blended"
+
+
+KINDS = [
+    ({"replay": None}, "none", "x"),
+    ({"replay": None, "ewc": 0, "l2_sp": 0, "freeze": 0}, "none", "x"),
+    ({}, "replay", "x (replay 5 %)"),
+    ({"replay": "self"}, "self replay", "x (self replay 5 %)"),
+    ({"replay": None, "ewc": 5}, "EWC", "x"),
+    ({"ewc": 5}, "EWC and replay", "x (replay 5 %)"),
+    ({"replay": {"self": "2%", "general": "1.5%"}, "kl": 1}, "KL, self replay and replay",
+     "x (self replay 2 % and replay 1.5 %)"),
+    ({"replay": None, "l2_sp": 1, "freeze": "embeddings"}, "L2-SP and freezing", "x"),
+    ({"replay": None, "freeze": 1, "lora": {}}, "freezing and LoRA", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("forgetting", "kind", "words"), KINDS)
+def test_the_kind_of_a_named_remedy_is_told_from_what_it_holds(
+    place: Path, forgetting: dict[str, Any], kind: str, words: str
+) -> None:
+    plan = plan_of(place, "remedies", small_run.recipe(place, study={"remedies": {"x": forgetting}}))
+    assert (plan.variants[0].family, plan.variants[0].words) == (kind, words)
+
+
+def test_the_grid_has_the_kinds_of_what_its_members_hold(place: Path) -> None:
+    plan = plan_of(place, "remedies")
+    for member in plan.members:
+        if member.variant.name not in ("slow-embeddings", "control"):
+            assert member.variant.family == kind_of(member.recipe.training.forgetting), member.name
 
 
 def test_a_member_whose_changes_contradict_is_told_of() -> None:
@@ -253,18 +286,41 @@ def emitted_by(place: Path, kind: str, name: str = "rates", **changes: Any) -> t
     return result.stdout, arguments
 
 
+def after_cd(line: str) -> list[str]:
+    """Words of a command that goes to this folder first."""
+    first, folder, both, *words = shlex.split(line)
+    assert [first, folder, both] == ["cd", str(Path.cwd()), "&&"]
+    return words
+
+
+def test_emitted_commands_go_where_the_paths_of_the_recipe_lead(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    fake = tmp_path / "onward"
+    fake.write_text("#!/bin/bash\npwd\n", encoding="utf-8")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "0"}
+    for kind in ("commands", "slurm"):
+        text, _ = emitted_by(place, kind)
+        done = subprocess.run(
+            ["bash"], input=text, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        )
+        assert set(done.stdout.split("\n")) == {str(place), ""}, kind
+
+
 def test_emitted_commands_are_understood_and_the_last_one_collects(place: Path, understood: list[str]) -> None:
     text, arguments = emitted_by(place, "commands")
     lines = text.splitlines()
     for line in lines[:-1]:
-        program, *words = shlex.split(line)
+        program, *words = after_cd(line)
         assert program == "onward"
         assert CliRunner().invoke(cli.app, words).exit_code == 0, line
-    assert [shlex.split(line)[1] for line in lines] == ["evaluate", *["run"] * 30, "study"]
+    assert [after_cd(line)[1] for line in lines] == ["evaluate", *["run"] * 30, "study"]
     assert len(understood) == len(lines) - 1 == 31
     assert understood[0].startswith("rate-")
     assert len(set(understood)) == 30
-    last = shlex.split(lines[-1])[1:]
+    last = after_cd(lines[-1])[1:]
     assert set(last) == set(arguments) - {"--emit", "commands"}
 
 
@@ -282,7 +338,7 @@ def test_the_emitted_array_is_a_script_whose_commands_are_understood(
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "29"}
     done = subprocess.run(["bash", script], env=environment, check=True, capture_output=True, text=True)
     assert CliRunner().invoke(cli.app, done.stdout.splitlines()).exit_code == 0
-    before, after = (shlex.split(line[1:]) for line in text.splitlines() if re.match("#   onward ", line))
+    before, after = (after_cd(line[1:]) for line in text.splitlines() if re.match("#   cd ", line))
     assert (before[:2], after[:3]) == (["onward", "evaluate"], ["onward", "study", "rates"])
     assert CliRunner().invoke(cli.app, before[1:]).exit_code == 0
     assert len(understood) == 2
@@ -290,7 +346,7 @@ def test_the_emitted_array_is_a_script_whose_commands_are_understood(
 
 def prepared_by(text: str) -> list[str]:
     """Names of the members that the commands before the array prepare."""
-    words = [shlex.split(line[1:]) for line in text.splitlines() if line.startswith("#   onward evaluate ")]
+    words = [after_cd(line[1:]) for line in text.splitlines() if re.match("#   cd .* && onward evaluate ", line)]
     return [Path(each[2]).stem for each in words]
 
 
@@ -310,6 +366,6 @@ def test_every_text_and_base_is_prepared_before_the_array_by_one_member(place: P
 def test_an_emitted_baseline_is_scored_and_nothing_is_trained(place: Path, kind: str) -> None:
     text, _ = emitted_by(place, kind, "baseline")
     assert "onward run" not in text
-    commands = [line for line in text.splitlines() if re.match("(exec )?onward evaluate", line)]
+    commands = [line for line in text.splitlines() if re.match("(exec|cd .* &&) onward evaluate", line)]
     assert len(commands) == 1
     assert prepared_by(text) == []

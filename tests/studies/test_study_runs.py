@@ -89,6 +89,7 @@ def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult])
     for text in (*result.outcome.findings, result.outcome.table.headers[-1]):
         assert text.split("(")[0] in page
     assert "self-10-seed0" in page
+    assert "td:first-child { white-space: nowrap; }" in page, "names of members are not broken at their hyphens"
     assert not re.search(r"<script|<link|src=|https?://(?!www\.w3\.org)", page), "one file, nothing loaded"
 
 
@@ -284,6 +285,12 @@ def test_the_baseline_is_the_base_on_everything(tmp_path: Path) -> None:
     assert result.outcome is not None
     assert [row["name"] for row in result.outcome.rows] == ["domain", "general"]
     assert result.outcome.rows[0]["value_low"] < result.outcome.rows[0]["value"] < result.outcome.rows[0]["value_high"]
+    cut = {"name": "few", "training__stages": [4800], "evaluation__held_out_tokens": 500}
+    few = run_study(planned("baseline", small_run.recipe(place, **cut), folders=small_run.folders(place)), workers=1)
+    assert few.outcome is not None
+    assert 1 < few.outcome.rows[0]["items"] < 8
+    assert few.outcome.rows[0]["value_low"] is few.outcome.rows[0]["value_high"] is None, "as few as give no verdict"
+    assert "(unknown)" in few.outcome.findings[0]
     assert result.counts.made["trained members"] == 0
     # What the recipe's own run needs is what was made here.
     run = Run(small_run.recipe(place, training__stages=[4800]), folders=small_run.folders(place), workers=1)

@@ -1,15 +1,17 @@
 """The study `baseline`: the base model on everything, before anything is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from onward.analysis.paired import Items, Pair, read_scored
-from onward.analysis.rows import at_chance
+from onward.analysis.paired import HELD_OUT, Items, Pair, Scored, read_scored
+from onward.analysis.rows import LEAST_GROUPS, at_chance
 from onward.analysis.wording import decimals_for, number, percent, title
 from onward.evaluation.scores import HeldOutScore, Measure, TaskScore
 from onward.reporting.content import Table
 from onward.statistics import Interval
 from onward.studies.outcome import INTERVAL, PER_BYTE, Outcome, as_numbers, listed
 from onward.studies.plots import Row, rows_figure
+from onward.studies.scored import units
 
 _NORMAL = 1.96
 CAPTION = "Task scores of the base above guessing, in percentage points, with 95 % intervals."
@@ -19,8 +21,9 @@ TEXT_CAPTION = "Held-out text of the base in bits per byte, with 95 % intervals.
 def outcome(scores: Path) -> Outcome:
     """Return the table, the plot and the findings; scores: the folder of the base's."""
     scored = read_scored(scores)
+    texts = tuple(_held_to_floor(text, scored) for text in scored.scores.held_out)
     rows, numbers, drawn, at_guessing = [], [], [], []
-    for text in scored.scores.held_out:
+    for text in texts:
         rows.append((title(text.corpus), PER_BYTE, *_bits(text), "", f"{text.documents:,}", ""))
         numbers.append({"name": text.corpus, "metric": PER_BYTE, "items": text.documents} | as_numbers(
             "value", Interval(text.bits_per_byte, text.low, text.high)))  # fmt: skip
@@ -43,10 +46,17 @@ def outcome(scores: Path) -> Outcome:
     figure = (
         rows_figure(drawn, CAPTION, ("below guessing", "above"), "points")
         if drawn
-        else rows_figure(_text_rows(scored.scores.held_out), TEXT_CAPTION, ("", "harder"), PER_BYTE)
+        else rows_figure(_text_rows(texts), TEXT_CAPTION, ("", "harder"), PER_BYTE)
     )
-    sentences = (*_texts_words(scored.scores.held_out), *_tasks_words(scored.scores.tasks, at_guessing, len(drawn)))
-    return Outcome(_headline(scored.scores.held_out), sentences, table, tuple(numbers), figure)
+    sentences = (*_texts_words(texts), *_tasks_words(scored.scores.tasks, at_guessing, len(drawn)))
+    return Outcome(_headline(texts), sentences, table, tuple(numbers), figure)
+
+
+def _held_to_floor(text: HeldOutScore, scored: Scored) -> HeldOutScore:
+    """Return a text without its interval where it has fewer groups than a verdict needs."""
+    if units(scored.items[f"{HELD_OUT}{text.corpus}"].group) >= LEAST_GROUPS:
+        return text
+    return replace(text, low=float("nan"), high=float("nan"))
 
 
 def _bits(text: HeldOutScore) -> tuple[str, str]:

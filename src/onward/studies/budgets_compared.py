@@ -1,9 +1,11 @@
 """The study of tokens: what each further budget gains, and the efficiency inflection."""
 
 from collections.abc import Sequence
+from math import floor, log10
 
 import numpy as np
 
+from onward.analysis.wording import number
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
@@ -15,6 +17,7 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    judged_on,
     without_common_seed,
 )
 from onward.studies.plots import Course, courses_figure
@@ -55,7 +58,12 @@ def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
         for name in names
     ]  # fmt: skip
     figure = courses_figure(courses, CAPTION, "tokens trained on", is_tokens=True)
-    sentences = (*_inflection_words(pieces), *_caveats(points, decayed, is_separate), *without_common_seed(found))
+    sentences = (
+        *_inflection_words(pieces),
+        *_caveats(points, decayed, is_separate),
+        *judged_on(found),
+        *without_common_seed(found),
+    )
     return Outcome(_headline(points, pieces), sentences, table, tuple(numbers), figure)
 
 
@@ -92,9 +100,14 @@ def _decayed(found: Sequence[Measured], is_separate: bool) -> set[int]:
 def _gain_texts(gain: Interval) -> tuple[str, str]:
     """Write a gain per 100M tokens with three digits, as its size varies over decades."""
     if np.isnan(gain.low):
-        return f"{gain.estimate:+.3g}".replace("-", "\N{MINUS SIGN}"), "unknown"
-    ends = " to ".join(f"{end:+.3g}" for end in (gain.low, gain.high))
-    return f"{gain.estimate:+.3g}".replace("-", "\N{MINUS SIGN}"), ends.replace("-", "\N{MINUS SIGN}")
+        return _three_digits(gain.estimate), "unknown"
+    return _three_digits(gain.estimate), " to ".join(map(_three_digits, (gain.low, gain.high)))
+
+
+def _three_digits(value: float) -> str:
+    """Write a number with its sign and three digits or all before the point, never with an exponent."""
+    places = max(0, 2 - floor(log10(abs(value)))) if value else 2
+    return number(value, places, sign=True)
 
 
 def _headline(points: dict[int, dict[str, Text]], pieces: Sequence[Marginal]) -> str:
@@ -144,6 +157,6 @@ def _caveats(points: dict[int, dict[str, Text]], decayed: set[int], is_separate:
         return []
     return [
         f"The models of {', '.join(map(format_tokens, open_))} tokens were taken from a training that went on: their "
-        "learning rate had not come down, and a training that ends there would be better. `--separate` trains each to "
-        "its end."
+        "learning rate had not come down, and a training that ends there would be better. With --separate each is "
+        "trained to its end."
     ]

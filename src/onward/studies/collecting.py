@@ -16,6 +16,7 @@ from onward.studies.member import Member, Variant
 from onward.studies.outcome import Measured
 from onward.studies.plan import StudyPlan
 from onward.studies.scored import Text, read_texts
+from onward.studies.variants import BLEND
 from onward.training.stages import Stage
 
 
@@ -99,7 +100,7 @@ def blended(execution: Execution) -> tuple[Measured, ...]:
             for blend, folder in zip(blends, folders, strict=True):
                 scores = {member.recipe.training.stages[-1]: folder}
                 found[blend.name] = _with_seed(found.get(blend.name), plan, member, scores)
-    variants = [Variant(blend.name, blend.words, {}, "blend") for blend in plan.blends]
+    variants = [Variant(blend.name, blend.words, {}, BLEND) for blend in plan.blends]
     return tuple(found[variant.name].measured(variant) for variant in variants if variant.name in found)
 
 

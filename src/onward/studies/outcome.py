@@ -6,13 +6,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from onward.analysis.rows import LEAST_GROUPS
 from onward.analysis.wording import decimals_for, number
 from onward.recipe import Recipe
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
 from onward.statistics import Interval
+from onward.studies.kinds import joined
 from onward.studies.member import Variant
 from onward.studies.scored import Text
+from onward.training.record import read_rows
 
 PER_BYTE, INTERVAL = "bits per byte", "95 % interval"
 
@@ -86,4 +89,40 @@ def without_common_seed(found: Sequence[Measured]) -> list[str]:
 
 def listed(names: list[str]) -> str:
     """Join names: `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+    return joined(names)
+
+
+def judged_on(found: Sequence[Measured]) -> list[str]:
+    """Return the sentences on how many documents the texts have, and on those that have too few for an interval."""
+    counts: dict[str, set[int]] = {}
+    groups: dict[str, set[int]] = {}
+    for each in found:
+        for texts in (each.texts, *each.points.values()):
+            for name, text in texts.items():
+                counts.setdefault(name, set()).add(len(text.before))
+                groups.setdefault(name, set()).add(text.groups)
+    parts = [f"{name} text {_counted(counts[name], groups[name])}" for name in counts]
+    sentences = [f"Held-out documents: {joined(parts)}."]
+    few = [f"{name} text" for name in counts if min(groups[name]) < LEAST_GROUPS]
+    if few:
+        sentences.append(
+            f"Fewer than {LEAST_GROUPS} documents (or groups of them) give no interval and no verdict: {joined(few)}. "
+            "Hold out more (evaluation.held_out_tokens, or more documents)."
+        )
+    return sentences
+
+
+def _counted(documents: set[int], groups: set[int]) -> str:
+    """Write how many documents a text has, and in how many groups where these are fewer: `40`, `40 (12 groups)`."""
+    shown, grouped = (" to ".join(f"{end:,}" for end in sorted({min(each), max(each)})) for each in (documents, groups))
+    return shown if documents == groups else f"{shown} ({grouped} groups)"
+
+
+def number_of(count: int, noun: str) -> str:
+    """Count in words: `1 training`, `2 trainings`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def training_seconds(run_folder: Path) -> float:
+    """Return the seconds that a run's steps took, from its records; 0 where there are none."""
+    return round(sum(float(row.get("seconds") or 0) for row in read_rows(run_folder / "metrics.jsonl")), 1)

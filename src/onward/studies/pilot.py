@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from onward.analysis import loss_curve
+from onward.analysis.rows import LEAST_GROUPS
 from onward.recipe import Recipe, format_seconds, format_tokens
 from onward.reporting.content import Table, size_text
 from onward.reporting.figures import Figure, loss_figure
 from onward.statistics import Interval
-from onward.studies.outcome import PER_BYTE, Measured, Outcome, as_numbers, change_words, listed
+from onward.studies.outcome import PER_BYTE, Measured, Outcome, as_numbers, change_words, judged_on, listed
 from onward.studies.scored import told
 from onward.training.record import read_rows
 
@@ -71,7 +72,9 @@ def outcome(found: Sequence[Measured], whole: Recipe) -> Outcome:
     headline = "Go: the pilot shows nothing against the whole training." if go else (
         f"Look first: {listed(against)}."
     )  # fmt: skip
-    return Outcome(headline, _findings(pilot, slope, seconds, whole), table, tuple(numbers), figure)
+    return Outcome(
+        headline, (*_findings(pilot, slope, seconds, whole), *judged_on(found)), table, tuple(numbers), figure
+    )
 
 
 def falling(rows: Sequence[Mapping[str, Any]]) -> Slope | None:
@@ -130,7 +133,8 @@ def _held_out(pilot: Measured) -> list[Check]:
     for name, text in pilot.texts.items():
         change = text.change(_RESAMPLES, _SEED)
         verdict = (Go if told(change) == "better" else Look) if name == "domain" else ""
-        checks.append(Check(f"held-out {name} text", change_words(change), verdict))
+        few = f", fewer than {LEAST_GROUPS} documents" if text.groups < LEAST_GROUPS else ""
+        checks.append(Check(f"held-out {name} text", change_words(change) + few, verdict))
     return checks
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,15 @@ import yaml
 
 from onward.artifact import Folders, flatten, write_text
 from onward.errors import UserError
+from onward.model.shape import read_shape
+from onward.model.source import resolve
 from onward.pipeline.run_folder import RunFolder
 from onward.recipe import SCORED, Recipe, load_recipe, section_of
 from onward.recipe.whole import DOMAIN
 from onward.studies.budgets import training_tokens
 from onward.studies.member import Member, Variant, members_of
 from onward.studies.variants import Blend, blends_of, variants_of
+from onward.training.remedies import blocks_frozen
 from onward.training.stages import COST_KNOBS
 
 Emit = Literal["commands", "slurm"]
@@ -110,9 +113,25 @@ def plan_study(
     variants = variants_of(study, recipe, each, separate)
     number = 1 if study == "baseline" else seeds or (1 if recipe.study is None else recipe.study.seeds)
     members = members_of(recipe, variants, number)
+    _check_freezing(study, recipe, members)
     blends = blends_of(recipe, variants) if study == "remedies" else ()
     folder = folders.runs / f"{recipe.name}-{study}"
     return StudyPlan(study, recipe, each, number, separate, variants, members, blends, folders.cache, folder)
+
+
+def _check_freezing(study: str, recipe: Recipe, members: Sequence[Member]) -> None:
+    """Raise UserError when a member is to freeze more blocks than its base has."""
+    named = {} if study != "remedies" or recipe.study is None else recipe.study.remedies
+    for member in members:
+        forgetting, model = member.recipe.training.forgetting, member.recipe.model
+        if forgetting.freeze is None:
+            continue
+        try:
+            blocks_frozen(forgetting, read_shape(resolve(model.base, model.revision)).layers)
+        except UserError as error:
+            name = member.variant.name
+            where = f"study.remedies.{name}.freeze" if name in named else error.where
+            raise replace(error, where=where) from error
 
 
 def emitted(plan: StudyPlan, kind: Emit, collect: Sequence[str]) -> str:
@@ -125,16 +144,20 @@ def emitted(plan: StudyPlan, kind: Emit, collect: Sequence[str]) -> str:
     files = [str(plan.recipe_file(member)) for member in plan.members]
     verb = "evaluate" if plan.study == "baseline" else "run"
     before = [] if plan.study == "baseline" else [str(plan.recipe_file(member)) for member in _preparing(plan.members)]
-    prepare = [shlex.join(["onward", "evaluate", file, *places]) for file in before]
+    # Paths in a recipe are relative to where it is run, and part of what texts are known by: every command goes there.
+    there = f"cd {shlex.quote(str(Path.cwd()))}"
+    prepare = [f"{there} && {shlex.join(['onward', 'evaluate', file, *places])}" for file in before]
+    last = f"{there} && {shlex.join(collect)}"
     if kind == "commands":
-        lines = [shlex.join(["onward", verb, file, *places]) for file in files]
-        return "\n".join([*prepare, *lines, shlex.join(collect)]) + "\n"
+        lines = [f"{there} && {shlex.join(['onward', verb, file, *places])}" for file in files]
+        return "\n".join([*prepare, *lines, last]) + "\n"
     said = [_BEFORE, *(f"#   {line}" for line in prepare)] if prepare else []
     return _SLURM.format(
         name=plan.folder.name,
         last=len(files) - 1,
         before="".join(f"{line}\n" for line in said),
-        collect=shlex.join(collect),
+        collect=last,
+        there=there,
         members="\n".join(f"  {shlex.quote(file)}" for file in files),
         verb=verb,
         places=shlex.join(places),
@@ -167,5 +190,6 @@ _SLURM = """\
 members=(
 {members}
 )
+{there} || exit
 exec onward {verb} "${{members[$SLURM_ARRAY_TASK_ID]}}" {places}
 """

@@ -12,6 +12,7 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    judged_on,
     listed,
     without_common_seed,
 )
@@ -79,6 +80,10 @@ def neighbours(best: Measured, found: Sequence[Measured]) -> list[Measured]:
 
 def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
     sentences = []
+    if "general" in best.texts:
+        general = best.texts["general"].change(_RESAMPLES, _SEED)
+        said = {"better": "easier", "worse": "harder"}.get(told(general), "not distinguishable from before")
+        sentences.append(f"General text changes by {change_words(general)} at the best: {said}.")
     for each in neighbours(best, found):
         behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
         sentences.append(f"{_words(each)} takes {change_words(behind)} beside it: {told(behind)}.")
@@ -97,4 +102,4 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
         "Short runs favour high rates and small batches, since steps are what they lack: for a longer run take the "
         "best rate or the one below it."
     )
-    return (*sentences, *without_common_seed(found))
+    return (*sentences, *judged_on(found), *without_common_seed(found))

@@ -1,10 +1,12 @@
 """The study of remedies: domain gain against general loss, the Pareto front, and what can be told from it."""
 
 from collections.abc import Sequence
+from statistics import mean
 
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
 from onward.statistics import Interval
+from onward.studies.kinds import NONE, REPLAY
 from onward.studies.outcome import (
     INTERVAL,
     Measured,
@@ -12,59 +14,86 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    judged_on,
     listed,
+    number_of,
+    training_seconds,
     without_common_seed,
 )
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import told
-from onward.studies.variants import CONTROL
+from onward.studies.variants import BLEND, CONTROL
 
 _RESAMPLES, _SEED = 2000, 0
-_REFERENCE = "replay"
-"""What each kind is compared with."""
 _Changes = dict[str, tuple[Interval, Interval]]
 """Changes of domain and general text by member."""
-CAPTION = (
-    "Each member against the base, with 95 % intervals over documents and seeds. The dashed line is the Pareto front "
-    "of the means; hollow marks cannot be told from it, grey ones stand behind it; the control is no "
-    "remedy and stands outside."
-)
+
+
+def caption_of(found: Sequence[Measured]) -> str:
+    """Return the plot's caption, which names seeds only where there are several, and the control where there is one."""
+    over = "documents and seeds" if max(len(each.runs) for each in found) > 1 else "documents"
+    control = "; the control is no remedy and stands outside" if any(map(_is_control, found)) else ""
+    return (
+        f"Each member against the base, with 95 % intervals over {over}. The dashed line is the Pareto front of the "
+        f"means; hollow marks cannot be told from it, grey ones stand behind it{control}."
+    )
+
+
+def _is_control(each: Measured) -> bool:
+    return each.variant.family == CONTROL
 
 
 def outcome(found: Sequence[Measured]) -> Outcome:
     """Return the table, the plot and the findings; found: members and blends."""
     changes = {each.variant.name: _changes(each) for each in found}
-    tried = [each for each in found if each.variant.family != CONTROL]
+    tried = [each for each in found if not _is_control(each)]
     placed = {each.variant.name: Placed("control") for each in found}
     placed |= place({each.variant.name: each.texts for each in tried}, _RESAMPLES, _SEED)
     reference = reference_of(found, changes)
     order = sorted(found, key=lambda each: changes[each.variant.name][0].estimate)
+    costs = costs_of(found)
     rows, numbers = [], []
     for each in order:
         name = each.variant.name
         domain, general = changes[name]
         stands = placed[name]
+        cost = [f"{costs[name]:.2f} x" if name in costs else ""] if costs else []
         rows.append((each.variant.words, *change_texts(domain), *change_texts(general), str(len(each.runs)),
-                     standing_words(stands, found)))  # fmt: skip
+                     *cost, standing_words(stands, found)))  # fmt: skip
         numbers.append(
             {"member": name, "words": each.variant.words, "family": each.variant.family, "seeds": len(each.runs)}
             | {"domain_base": round(each.texts["domain"].base, 6), "general_base": round(each.texts["general"].base, 6)}
             | as_numbers("domain", domain)
             | as_numbers("general", general)
             | {"standing": stands.standing, "compared_with": stands.dominated_by}
+            | ({"training_time_beside_none": round(costs[name], 3) if name in costs else None} if costs else {})
             | _beside(each, reference)
         )
-    headers = ("member", "domain", INTERVAL, "general", INTERVAL, "seeds", "front")
+    headers = ("member", "domain", INTERVAL, "general", INTERVAL, "seeds", *(["time"] if costs else []), "front")
     caption = "Change in bits per byte against the base; lower is better"
-    table = Table(caption, headers, (False, True, True, True, True, True, False), tuple(rows))
+    caption += "; time of training beside no remedy" if costs else ""
+    table = Table(caption, headers, (False, *(True for _ in headers[2:]), False), tuple(rows))
     sentences = _findings(found, changes, placed)
     return Outcome(_headline(found, placed), sentences, table, tuple(numbers), _figure(found, changes, placed))
 
 
+def costs_of(found: Sequence[Measured]) -> dict[str, float]:
+    """Return the training time of members by name, relative to the one without a remedy; empty without such a record.
+
+    Means over seeds of the seconds that steps took. Blends are of models that are trained already, and are left out.
+    """
+    trained = [each for each in found if each.variant.family != BLEND]
+    seconds = {
+        each.variant.name: mean(training_seconds(folder) for folder in each.runs.values()) for each in trained
+    }  # fmt: skip
+    alone = next((seconds[each.variant.name] for each in trained if each.variant.family == NONE), 0.0)
+    return {name: took / alone for name, took in seconds.items() if took > 0} if alone > 0 else {}
+
+
 def reference_of(found: Sequence[Measured], changes: _Changes) -> Measured | None:
     """Return the member of replay whose two changes add up to the least; None without one."""
-    members = [each for each in found if each.variant.family == _REFERENCE]
+    members = [each for each in found if each.variant.family == REPLAY]
     return _best(members, changes) if members else None
 
 
@@ -98,21 +127,21 @@ def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Plac
         gain = Interval(-domain.estimate, -domain.high, -domain.low)
         kind = placed[each.variant.name].standing
         points.append(Point(each.variant.words, gain, general, kind.replace(" ", "-"), kind == "front"))
-    return plane_figure(points, CAPTION)
+    return plane_figure(points, caption_of(found))
 
 
 def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
     names = [each.variant.words for each in found if placed[each.variant.name].standing == "front"]
-    tried = sum(each.variant.family != CONTROL for each in found)
+    tried = sum(not _is_control(each) for each in found)
     are = "is" if len(names) == 1 else "are"
-    return f"{len(names)} of {tried} members {are} on the Pareto front: {listed(names)}."
+    return f"{len(names)} of {number_of(tried, 'member')} {are} on the Pareto front: {listed(names)}."
 
 
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
     """The paragraph: without a remedy, the front, each kind against replay, the control, and what limits it all."""
     sentences = []
     for each in found:
-        if each.variant.family == "none":
+        if each.variant.family == NONE:
             domain, general = changes[each.variant.name]
             sentences.append(
                 f"Without a remedy the domain text changes by {change_words(domain)}, general text by "
@@ -120,15 +149,15 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
             )
     sentences.append(_front_words(found, placed))
     sentences += _families(found, changes)
-    sentences += [_control(each, changes[each.variant.name]) for each in found if each.variant.family == CONTROL]
+    sentences += [_control(each, changes[each.variant.name]) for each in found if _is_control(each)]
     seeds = sorted({len(each.runs) for each in found})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     over = "seeds and documents" if seeds[0] > 1 else "documents alone, since one seed says nothing of others"
     sentences.append(
         f"Intervals are of 95 %, over {over} ({number} {'seed' if number == '1' else 'seeds'}), each for itself: among "
-        f"{len(found)} members one in twenty misses by chance. A change below zero is a gain."
+        f"{number_of(len(found), 'member')} one in twenty misses by chance. A change below zero is a gain."
     )
-    return (*sentences, *without_common_seed(found))
+    return (*sentences, *judged_on(found), *without_common_seed(found))
 
 
 def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
@@ -156,13 +185,13 @@ def _families(found: Sequence[Measured], changes: _Changes) -> list[str]:
         by_family.setdefault(each.variant.family, []).append(each)
     best = reference_of(found, changes)
     if best is None:
-        return []
+        return ["No member replays general text alone, so there is none to compare the kinds with."]
     sentences = [
         "Of each kind the member is taken whose two changes add up to the least, and compared with "
         f"{best.variant.words}, the one of replay."
     ]
     for family, members in by_family.items():
-        if family in (_REFERENCE, "none", CONTROL):
+        if family in (REPLAY, NONE, CONTROL):
             continue
         mine = _best(members, changes)
         domain, general = (

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.analysis.paired import Scored, pair_up, read_scored
+from onward.analysis.rows import LEAST_GROUPS
 from onward.statistics import Interval, paired_bootstrap_ratio, pooled_change
 
 Told = Literal["better", "worse", "not distinguishable"]
@@ -33,11 +34,16 @@ class Text:
         """Bits per byte of the base."""
         return float(self.before.sum() / self.bits.sum())
 
+    @property
+    def groups(self) -> int:
+        """Units of the intervals: groups of documents; a single group counts its documents, as in a run's tests."""
+        return units(self.group)
+
     def change(self, resamples: int, seed: int) -> Interval:
         """Return the mean change in bits per byte against the base, below 0 where the model is better.
 
         Its interval holds for other documents, and where there are several seeds for other seeds too
-        (`statistics.pooled_change`).
+        (`statistics.pooled_change`). Of fewer than `LEAST_GROUPS` groups it is not known: nan.
         """
         return _interval(self.before, self.after, self.bits, self.group, resamples, seed)
 
@@ -73,10 +79,18 @@ def _interval(
     resamples: int,
     seed: int,
 ) -> Interval:
+    if units(group) < LEAST_GROUPS:  # as for a run: of so few, intervals miss more often than they say
+        return Interval(float((after.sum(axis=1).mean() - before.sum()) / bits.sum()), float("nan"), float("nan"))
     names = group.astype(str)
     if len(after) == 1:
         return paired_bootstrap_ratio(before, after[0], bits, names, resamples, seed)
     return pooled_change(before, after, bits, names).interval
+
+
+def units(group: NDArray[np.object_]) -> int:
+    """Return how many units intervals are over, by the group of each document; a single group counts its documents."""
+    groups = len(set(group.tolist()))
+    return len(group) if groups == 1 else groups
 
 
 def read_texts(base: Path, folder: Path, number: int) -> dict[str, Text]:

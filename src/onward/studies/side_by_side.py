@@ -7,7 +7,16 @@ from onward.analysis.wording import number, percent
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
-from onward.studies.outcome import INTERVAL, Measured, Outcome, as_numbers, change_texts, change_words, listed
+from onward.studies.outcome import (
+    INTERVAL,
+    Measured,
+    Outcome,
+    as_numbers,
+    change_texts,
+    change_words,
+    judged_on,
+    listed,
+)
 from onward.studies.plots import Row, rows_figure
 from onward.studies.scored import apart, told
 
@@ -98,7 +107,8 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
         )
     seeds = min(len(each.runs) for each in found)
     over = "seeds and documents" if seeds > 1 else "documents alone, since one seed says nothing of others"
-    return (*sentences, f"Intervals are of 95 %, over {over}; differences between rows take theirs as independent.")
+    sentences.append(f"Intervals are of 95 %, over {over}; differences between rows take theirs as independent.")
+    return (*sentences, *judged_on(found))
 
 
 def _general(each: Measured) -> Interval:

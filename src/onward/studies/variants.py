@@ -1,6 +1,7 @@
 """What each study tries: its variants of a recipe, and what it refuses at once."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -10,11 +11,14 @@ from onward.model.shape import read_shape
 from onward.model.source import resolve
 from onward.recipe import Recipe, format_share, format_tokens
 from onward.studies.budgets import looked_at
+from onward.studies.kinds import kind_of, named_words
 from onward.studies.member import Variant, one_stage
 
 STUDIES = ("baseline", "pilot", "tokens", "remedies", "domains", "sizes", "rates")
 CONTROL = "control"
 """Name and family of the member that is no remedy, and so neither on the front nor blended."""
+BLEND = "blend"
+"""Family of models between the base and a member."""
 _EWC_STRENGTHS = (1, 10, 100)
 """Decades: useful strengths span many (2505.05946)."""
 _BLENDS = ("25%", "50%", "75%")
@@ -106,9 +110,12 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     short = one_stage(recipe, tokens)
     named = {} if recipe.study is None else recipe.study.remedies
     if named:
+        _check_names("remedies", named)
         entries: list[_Entry] = [
-            (name, name, name.split("-")[0], remedy.model_dump(mode="json"), {}) for name, remedy in named.items()
-        ]
+            (name, named_words(name, remedy), CONTROL if name == CONTROL else kind_of(remedy),
+             remedy.model_dump(mode="json"), {})
+            for name, remedy in named.items()
+        ]  # fmt: skip
         # Without a control nothing tells what the schedule alone does.
         entries += [] if CONTROL in named else [_CONTROL]
     else:
@@ -117,6 +124,15 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
         Variant(name, words, {**short, "training.forgetting": forgetting, **more}, family)
         for name, words, family, forgetting, more in entries
     )
+
+
+def _check_names(section: str, names: Iterable[str]) -> None:
+    """Raise UserError for a name of a member that cannot be the name of a recipe, and so of a folder."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            expected = "letters, digits, `.`, `_` and `-`, the first a letter or digit"
+            todo = "files and folders are named after the member: give it another name"
+            raise UserError("a member cannot have this name", f"study.{section}", name, expected, todo)
 
 
 _Entry = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
@@ -136,7 +152,7 @@ def _grid(recipe: Recipe) -> list[_Entry]:
     entries += [(f"ewc-{n}", f"EWC {n}", "EWC", {**alone, "ewc": n}, {}) for n in _EWC_STRENGTHS]
     entries += [
         ("l2-sp-10", "L2-SP 10", "L2-SP", {**alone, "l2_sp": 10.0}, {}),
-        ("kl-1-replay-5", "KL 1 with replay 5 %", "KL", {"replay": {"general": "5%"}, "kl": 1.0}, {}),
+        ("kl-1-replay-5", "KL 1 with replay 5 %", "KL and replay", {"replay": {"general": "5%"}, "kl": 1.0}, {}),
         (
             "freeze-half",
             f"frozen embeddings and {half} {'block' if half == 1 else 'blocks'}",
@@ -163,6 +179,7 @@ def _domains(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
         todo = "write `study: {domains: {legal: {sources: [...]}, medical: {sources: [...]}}}`: two corpora or more"
         got = ", ".join(domains) or "none"
         raise UserError("there are no domains to compare", "study.domains", got, todo=todo)
+    _check_names("domains", domains)
     short = one_stage(recipe, tokens)
     return tuple(
         Variant(name, name, {**short, "corpus": corpus.model_dump(mode="json")}) for name, corpus in domains.items()
@@ -174,6 +191,7 @@ def _sizes(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     if len(models) < 2:
         todo = "write `study: {models: {small: {base: ...}, large: {base: ...}}}`: two base models or more"
         raise UserError("there are no sizes to compare", "study.models", ", ".join(models) or "none", todo=todo)
+    _check_names("models", models)
     short = one_stage(recipe, tokens)
     found = []
     for name, model in models.items():

@@ -52,11 +52,14 @@ class _Fitting:
 
     def _upright(self) -> Table:
         form = self._opened()
-        for header, numeric in zip(self.table.headers, self.table.numeric, strict=True):
+        for place, (header, numeric) in enumerate(zip(self.table.headers, self.table.numeric, strict=True)):
             # Numbers stay whole under headings of a word a line; intervals and words may take several lines.
             whole = numeric and header != INTERVAL
             named = header.replace(" ", "\n") if whole else header
-            form.add_column(named, justify="right" if numeric else "left", no_wrap=whole)
+            # Else a narrow column cuts words: `ewc-` over `5`, `distinguis`.
+            cells = [row[place] for row in self.table.rows]
+            least = max(len(word) for cell in (named, *cells) for word in (cell.split() or [""]))
+            form.add_column(named, justify="right" if numeric else "left", no_wrap=whole, min_width=least)
         for row in self.table.rows:
             form.add_row(*(Text(screened(cell)) for cell in row))
         return form
@@ -64,7 +67,8 @@ class _Fitting:
     def _on_its_side(self) -> Table:
         """A column for each row: for few members with many figures."""
         form = self._opened()
-        form.add_column(self.table.headers[0])
+        least = max(len(word) for header in self.table.headers for word in (header.split() or [""]))
+        form.add_column(self.table.headers[0], min_width=least)
         for row in self.table.rows:
             form.add_column(screened(row[0]), justify="right", no_wrap=True)
         for place, header in enumerate(self.table.headers[1:], start=1):

@@ -14,9 +14,8 @@ from onward.reporting.markdown import plain, table_markdown
 from onward.reporting.page import StudyText, render_study_page
 from onward.studies.budgets import budget_words
 from onward.studies.execution import Counts, Failure, scores_name
-from onward.studies.outcome import Outcome
+from onward.studies.outcome import Outcome, number_of, training_seconds
 from onward.studies.plan import StudyPlan
-from onward.training.record import read_rows
 
 
 def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> Path:
@@ -35,11 +34,11 @@ def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Fai
 
 
 def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure]) -> StudyText:
-    seeds = f"{plan.seeds} {'seed' if plan.seeds == 1 else 'seeds'}"
     facts = f"Base {plan.recipe.model.base}; "
     facts += (
         "nothing is trained" if plan.study == "baseline" else
-        f"{budget_words(plan.study, plan.recipe, plan.tokens)}; {seeds}; {len(plan.members)} trainings"
+        f"{budget_words(plan.study, plan.recipe, plan.tokens)}; "
+        f"{number_of(plan.seeds, 'seed')}; {number_of(len(plan.members), 'training')}"
     )  # fmt: skip
     told = tuple((failure.member, failure.message) for failure in failures)
     if outcome is None:
@@ -66,7 +65,7 @@ def _as_json(
         if failure is not None:
             place = str(failure.traceback.relative_to(plan.folder))
             row |= {"message": failure.message, "traceback": place}
-        row |= {"training_seconds": _training_seconds(plan.runs / member.name)}
+        row |= {"training_seconds": training_seconds(plan.runs / member.name)}
         members.append(row)
     return {
         "study": plan.study,
@@ -80,10 +79,6 @@ def _as_json(
         "rows": [] if outcome is None else list(outcome.rows),
         "members": members,
     }
-
-
-def _training_seconds(run_folder: Path) -> float:
-    return round(sum(float(row.get("seconds") or 0) for row in read_rows(run_folder / "metrics.jsonl")), 1)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
