@@ -15,6 +15,7 @@ from rich.console import Console
 from synthetic_texts import curve, measured, recipe, text
 
 from onward.recipe import Recipe
+from onward.reporting.content import Table
 from onward.statistics import Interval
 from onward.studies import StudyResult, budgets_compared, pilot, rates, remedies, side_by_side
 from onward.studies.execution import Counts
@@ -438,14 +439,19 @@ def test_rates_say_what_the_best_did_to_general_text() -> None:
     assert found.findings[0].endswith("at the best: not distinguishable from before.")
 
 
-def test_a_narrow_terminal_breaks_no_name_and_no_word() -> None:
-    found = remedies.outcome(a_grid())
-    for columns in range(50, 120, 7):
+@pytest.mark.parametrize("members", [2, 7])
+def test_a_narrow_terminal_breaks_no_name_and_no_word(members: int) -> None:
+    headers = ("member", "domain", "95 % interval", "seeds", "front")
+    rows = tuple(
+        (f"ewc-{n}", "+0.001", "+0.000 to +0.001", "1", "not distinguishable from none") for n in range(members)
+    )
+    result = StudyResult(Path("place"), None, (), Counts(), Path("place/index.html"))
+    outcome = Outcome("", (), Table("A caption", headers, (False, True, True, True, False), rows), (), None)
+    for columns in range(40, 110):
         console = Console(width=columns, record=True, file=io.StringIO())
-        result = StudyResult(Path("place"), found, (), Counts(), Path("place/index.html"))
-        console.print(list(study_view(result))[1])  # the table
+        console.print(list(study_view(replace(result, outcome=outcome)))[1])  # the table
         printed = console.export_text()
-        for word in (*" ".join(" ".join(row) for row in found.table.rows).split(), "interval", "general", "member"):
+        for word in (*" ".join(map(" ".join, rows)).split(), *" ".join(headers).split()):
             assert word in printed, (columns, word)
 
 

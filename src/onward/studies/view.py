@@ -1,9 +1,10 @@
 """What a study found, for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,8 +13,6 @@ from onward.reporting import content
 from onward.reporting.console import screened
 from onward.studies.outcome import INTERVAL
 from onward.studies.study import StudyResult
-
-_UNBOUNDED = 10_000
 
 
 def study_view(result: StudyResult) -> Iterator[RenderableType]:
@@ -40,9 +39,10 @@ class _Fitting:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the first form whose numbers are not cut."""
-        unbounded = options.update(max_width=_UNBOUNDED)  # a measure within the width says the width at most
         for form in (self._upright(), self._on_its_side()):
-            if console.measure(form, options=unbounded).minimum <= options.max_width:
+            # Columns keep the width of their longest word, so what does not fit is too wide as a whole.
+            drawn = "".join(segment.text for segment in console.render(form, options))
+            if max(map(cell_len, drawn.splitlines())) <= options.max_width:
                 yield form
                 return
         yield Text(screened(self.table.caption))
@@ -58,7 +58,7 @@ class _Fitting:
             named = header.replace(" ", "\n") if whole else header
             # Else a narrow column cuts words: `ewc-` over `5`, `distinguis`.
             cells = [row[place] for row in self.table.rows]
-            least = max(len(word) for cell in (named, *cells) for word in (cell.split() or [""]))
+            least = max(_longest_word([named]), max(map(len, cells), default=0) if whole else _longest_word(cells))
             form.add_column(named, justify="right" if numeric else "left", no_wrap=whole, min_width=least)
         for row in self.table.rows:
             form.add_row(*(Text(screened(cell)) for cell in row))
@@ -67,13 +67,18 @@ class _Fitting:
     def _on_its_side(self) -> Table:
         """A column for each row: for few members with many figures."""
         form = self._opened()
-        least = max(len(word) for header in self.table.headers for word in (header.split() or [""]))
-        form.add_column(self.table.headers[0], min_width=least)
+        form.add_column(self.table.headers[0], min_width=_longest_word(self.table.headers))
         for row in self.table.rows:
-            form.add_column(screened(row[0]), justify="right", no_wrap=True)
+            numbers = [len(cell) for cell, numeric in zip(row, self.table.numeric, strict=True) if numeric]
+            least = max([len(row[0]), *numbers, _longest_word(row)])
+            form.add_column(screened(row[0]), justify="right", min_width=least)
         for place, header in enumerate(self.table.headers[1:], start=1):
             form.add_row(header, *(Text(screened(row[place])) for row in self.table.rows))
         return form
 
     def _opened(self) -> Table:
         return Table(title=screened(self.table.caption), title_justify="left", box=box.SIMPLE_HEAD)
+
+
+def _longest_word(cells: Iterable[str]) -> int:
+    return max((len(word) for cell in cells for word in cell.split()), default=0)
