@@ -127,7 +127,8 @@ def _check_freezing(study: str, recipe: Recipe, members: Sequence[Member]) -> No
         if forgetting.freeze is None:
             continue
         try:
-            blocks_frozen(forgetting, read_shape(resolve(model.base, model.revision)).layers)
+            shape = read_shape(resolve(model.base, model.revision))
+            blocks_frozen(forgetting, shape.layers, tied=shape.tied)
         except UserError as error:
             name = member.variant.name
             where = f"study.remedies.{name}.freeze" if name in named else error.where
