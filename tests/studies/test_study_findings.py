@@ -461,3 +461,12 @@ def test_a_pilot_on_too_few_documents_is_no_go() -> None:
     check, _ = pilot._held_out(with_few(each, 20, 5))
     assert check.verdict == "look first"
     assert "fewer than 8 documents" in check.value
+
+
+@pytest.mark.parametrize(("members", "named"), [(5, True), (6, False)])
+def test_a_headline_names_few_members_and_counts_many(members: int, named: bool) -> None:
+    along = [measured(f"replay-{n}", -0.1 * n, 0.01 * n, "replay") for n in range(1, members + 1)]
+    found = remedies.outcome(along)
+    assert found.headline.startswith(f"{members} of {members} members are on the Pareto front")
+    assert ("replay-3" in found.headline) == named
+    assert "replay-3" in " ".join(found.findings)

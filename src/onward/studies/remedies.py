@@ -26,6 +26,8 @@ from onward.studies.scored import told
 from onward.studies.variants import BLEND, CONTROL
 
 _RESAMPLES, _SEED = 2000, 0
+_NAMED = 5
+"""So many members a headline names."""
 _Changes = dict[str, tuple[Interval, Interval]]
 """Changes of domain and general text by member."""
 
@@ -134,7 +136,8 @@ def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
     names = [each.variant.words for each in found if placed[each.variant.name].standing == "front"]
     tried = sum(not _is_control(each) for each in found)
     are = "is" if len(names) == 1 else "are"
-    return f"{len(names)} of {number_of(tried, 'member')} {are} on the Pareto front: {listed(names)}."
+    which = f": {listed(names)}" if len(names) <= _NAMED else ""  # the paragraph names them all
+    return f"{len(names)} of {number_of(tried, 'member')} {are} on the Pareto front{which}."
 
 
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
