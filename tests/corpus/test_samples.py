@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import zstandard
@@ -24,17 +25,10 @@ def sampler(settings: SelfReplay, seed: int, first: int, made: int) -> Iterator[
         yield Sampled(number, text, 10 + number, number % 3 == 0, 20.0 + number, 30.0 + number)
 
 
-@pytest.fixture
-def prepared(folders: Folders, tiny_tokenizer: LoadedTokenizer) -> PreparedCorpus:
-    settings = {
-        "self_replay": {"tokens": "1M"},
-        "quality": None,
-        "duplicates": {"near": None},
-        "held_out": {"share": 0},
-    }
+def prepare_sampled(settings: dict[str, Any], tokenizer: LoadedTokenizer, folders: Folders) -> PreparedCorpus:
     return prepare(
         Corpus.model_validate(settings),
-        tokenizer=tiny_tokenizer,
+        tokenizer=tokenizer,
         sequence_tokens=64,
         wanted_tokens=None,
         seed=0,
@@ -43,6 +37,17 @@ def prepared(folders: Folders, tiny_tokenizer: LoadedTokenizer) -> PreparedCorpu
         model_fingerprint="m",
         workers=1,
     )
+
+
+@pytest.fixture
+def prepared(folders: Folders, tiny_tokenizer: LoadedTokenizer) -> PreparedCorpus:
+    settings = {
+        "self_replay": {"tokens": "1M"},
+        "quality": None,
+        "duplicates": {"near": None},
+        "held_out": {"share": 0},
+    }
+    return prepare_sampled(settings, tiny_tokenizer, folders)
 
 
 def test_the_facts_are_those_of_the_documents_kept(prepared: PreparedCorpus) -> None:
@@ -78,17 +83,7 @@ def test_other_text_is_measured_over_as_much(
 ) -> None:
     path = write_records([{"text": LINE.format("one")} for _ in range(50)])
     settings = {"sources": [{"path": path}], "self_replay": {"tokens": "1M"}, "quality": None, "duplicates": None}
-    prepared = prepare(
-        Corpus.model_validate(settings),
-        tokenizer=tiny_tokenizer,
-        sequence_tokens=64,
-        wanted_tokens=None,
-        seed=0,
-        folders=folders,
-        generate=sampler,
-        model_fingerprint="m",
-        workers=1,
-    )
+    prepared = prepare_sampled(settings, tiny_tokenizer, folders)
     samples = read_samples(prepared.path)
     assert samples is not None
     assert samples.other is not None

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from onward.recipe import Recipe, recipe_from_mapping
-from onward.studies.member import Variant
-from onward.studies.outcome import Measured
+from onward.studies import budgets_compared
+from onward.studies.member import Variant, changed
+from onward.studies.outcome import Measured, Outcome
 from onward.studies.scored import Text
 
 DOCUMENTS = 40
@@ -44,3 +45,29 @@ def measured(
 def curve(changes: Sequence[float], first: int = 1000) -> dict[int, Text]:
     """Texts at budgets that double, changed against the base by so much."""
     return {first * 2**n: text(change, noise=0.0005, seed=n) for n, change in enumerate(changes)}
+
+
+def the_course(changes: Sequence[float], stages: Sequence[int] = ()) -> Outcome:
+    points = curve(changes)
+    whole = changed(recipe(), {"training.stages": [*stages, max(points)], "training.batch_tokens": 512})
+    one = measured("run", 0, 0)
+    by_tokens = {tokens: {"domain": text} for tokens, text in points.items()}
+    return budgets_compared.outcome([Measured(one.variant, whole, one.runs, {}, 10, by_tokens)], is_separate=False)
+
+
+def a_grid() -> list[Measured]:
+    rows = (
+        ("none", -0.50, 0.10, "none"),
+        ("replay-1", -0.50, 0.05, "replay"),
+        ("replay-5", -0.495, 0.02, "replay"),
+        ("ewc-1", -0.45, 0.09, "EWC"),
+        ("ewc-10", -0.30, 0.05, "EWC"),
+        ("self-5", -0.495, 0.02, "self replay"),
+        ("control", 0.01, -0.02, "control"),
+    )
+    return [measured(name, domain, general, family) for name, domain, general, family in rows]
+
+
+def rated(rate: float, batch: int, domain: float) -> Measured:
+    whole = changed(recipe(), {"training.optimizer.learning_rate": rate, "training.batch_tokens": batch})
+    return measured(f"rate-{rate:g}-{batch}", domain, 0.0, f"{batch}", whole=whole)

@@ -1,6 +1,5 @@
 """What studies say: fronts, inflections, differences and verdicts, on scores that are known."""
 
-import io
 import json
 import random
 import re
@@ -11,21 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
-from synthetic_texts import curve, measured, recipe, text
+from synthetic_texts import a_grid, curve, measured, rated, recipe, text, the_course
 
 from onward.recipe import Recipe
-from onward.reporting.content import Table
 from onward.statistics import Interval
-from onward.studies import StudyResult, budgets_compared, pilot, rates, remedies, side_by_side
-from onward.studies.execution import Counts
+from onward.studies import budgets_compared, pilot, rates, remedies, side_by_side
 from onward.studies.inflection import Marginal, inflection, marginal
-from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome
 from onward.studies.pareto import on_front, place
 from onward.studies.plots import Point, plane_figure
 from onward.studies.scored import Text, apart, told
-from onward.studies.view import study_view
 
 
 def brute_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -147,14 +141,6 @@ def test_marginal_gains_add_up_to_the_whole() -> None:
     assert total == pytest.approx(0.22, abs=1e-3)
 
 
-def the_course(changes: Sequence[float], stages: Sequence[int] = ()) -> Outcome:
-    points = curve(changes)
-    whole = changed(recipe(), {"training.stages": [*stages, max(points)], "training.batch_tokens": 512})
-    one = measured("run", 0, 0)
-    by_tokens = {tokens: {"domain": text} for tokens, text in points.items()}
-    return budgets_compared.outcome([Measured(one.variant, whole, one.runs, {}, 10, by_tokens)], is_separate=False)
-
-
 def test_the_study_of_tokens_says_where_the_gain_halves_and_what_has_not_decayed() -> None:
     found = the_course([-0.1, -0.2, -0.4, -0.42])
     assert "halves after 4k tokens" in found.headline
@@ -182,19 +168,6 @@ def assert_backed(found: Outcome) -> None:
     known = [value for row in found.rows for value in row.values() if isinstance(value, float)]
     for said in said_numbers(found):
         assert any(abs(said - value) < 0.0051 for value in known), said
-
-
-def a_grid() -> list[Measured]:
-    rows = (
-        ("none", -0.50, 0.10, "none"),
-        ("replay-1", -0.50, 0.05, "replay"),
-        ("replay-5", -0.495, 0.02, "replay"),
-        ("ewc-1", -0.45, 0.09, "EWC"),
-        ("ewc-10", -0.30, 0.05, "EWC"),
-        ("self-5", -0.495, 0.02, "self replay"),
-        ("control", 0.01, -0.02, "control"),
-    )
-    return [measured(name, domain, general, family) for name, domain, general, family in rows]
 
 
 def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_not_in_the_table() -> None:
@@ -258,11 +231,6 @@ def test_domains_are_ranked_by_their_gain_per_token_per_parameter() -> None:
     assert [row["gain_per_token_per_parameter"] for row in found.rows] == pytest.approx([0.2, 0.4], abs=0.002)
 
 
-def rated(rate: float, batch: int, domain: float) -> Measured:
-    whole = changed(recipe(), {"training.optimizer.learning_rate": rate, "training.batch_tokens": batch})
-    return measured(f"rate-{rate:g}-{batch}", domain, 0.0, f"{batch}", whole=whole)
-
-
 def test_the_best_rate_is_set_beside_its_neighbours() -> None:
     members = [rated(rate, batch, -0.3 + 0.05 * abs(n - 1) + batch / 1e5) for batch in (1024, 2048)
                for n, rate in enumerate((1e-4, 1e-3, 1e-2))]  # fmt: skip
@@ -317,23 +285,6 @@ def test_a_leap_is_measured_from_the_median_before_it() -> None:
 def test_the_whole_takes_its_tokens_over_the_pilots_speed() -> None:
     whole: Recipe = recipe()
     assert pilot.projected_seconds(losses(-0.1), whole) == pytest.approx(1_000_000 / 500)
-
-
-@pytest.mark.parametrize("columns", [80, 110])
-def test_the_terminal_cuts_no_number(columns: int) -> None:
-    domains = side_by_side.outcome([measured("law", -0.2, 0.01), measured("health", -0.4, 0.02)], "domains")
-    tuned = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
-    for found in (domains, tuned, remedies.outcome(a_grid())):
-        result = StudyResult(Path("place"), found, (), Counts(), Path("place/index.html"))
-        console = Console(width=columns, record=True, file=io.StringIO())
-        for part in study_view(result):
-            console.print(part)
-        printed = console.export_text()
-        assert "\N{HORIZONTAL ELLIPSIS}" not in printed
-        for row in found.table.rows:
-            for word in " ".join(row).split():
-                assert word in printed
-        assert found.findings[0].split()[-1] in printed, "and says what it means"
 
 
 def first_documents(text: Text, documents: int, groups: int) -> Text:
@@ -402,71 +353,9 @@ def test_without_plain_replay_there_is_none_to_compare_with() -> None:
     assert any("there is none to compare the kinds with" in sentence for sentence in found.findings)
 
 
-def test_what_is_said_of_remedies_fits_how_many_there_are() -> None:
-    one = remedies.outcome([measured("none", -0.5, 0.1, "none", seeds=1)])
-    assert one.figure is not None
-    assert "over documents. The" in one.figure.caption
-    assert "control" not in one.figure.caption
-    assert one.headline.startswith("1 of 1 member is")
-    assert any("among 1 member one" in sentence for sentence in one.findings)
-    grid = remedies.outcome(a_grid())
-    assert grid.figure is not None
-    assert "over documents and seeds" in grid.figure.caption
-    assert "the control is no remedy" in grid.figure.caption
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (1590.0, "+1,590"),
-        (-12345.6, "\N{MINUS SIGN}12,346"),
-        (1.594, "+1.59"),
-        (0.00012345, "+0.000123"),
-        (0.0, "0.00"),
-    ],
-)
-def test_gains_are_written_without_exponents(value: float, said: str) -> None:
-    assert budgets_compared._gain_texts(Interval(value, value, value)) == (said, f"{said} to {said}")
-
-
-def test_findings_on_tokens_hold_no_markup() -> None:
-    assert "`" not in " ".join(the_course([-0.1, -0.2, -0.4, -0.42]).findings)
-
-
-def test_rates_say_what_the_best_did_to_general_text() -> None:
-    found = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
-    assert found.findings[0].startswith("General text changes by ")
-    assert found.findings[0].endswith("at the best: not distinguishable from before.")
-
-
-@pytest.mark.parametrize("members", [2, 7])
-def test_a_narrow_terminal_breaks_no_name_and_no_word(members: int) -> None:
-    headers = ("member", "domain", "95 % interval", "seeds", "front")
-    rows = tuple(
-        (f"ewc-{n}", "+0.001", "+0.000 to +0.001", "1", "not distinguishable from none") for n in range(members)
-    )
-    result = StudyResult(Path("place"), None, (), Counts(), Path("place/index.html"))
-    outcome = Outcome("", (), Table("A caption", headers, (False, True, True, True, False), rows), (), None)
-    for columns in range(40, 110):
-        console = Console(width=columns, record=True, file=io.StringIO())
-        console.print(list(study_view(replace(result, outcome=outcome)))[1])  # the table
-        printed = console.export_text()
-        for word in (*" ".join(map(" ".join, rows)).split(), *" ".join(headers).split()):
-            assert word in printed, (columns, word)
-
-
 def test_a_pilot_on_too_few_documents_is_no_go() -> None:
     each = measured("pilot", -0.5, 0.0)
     assert [check.verdict for check in pilot._held_out(each)] == ["go", ""]
     check, _ = pilot._held_out(with_few(each, 20, 5))
     assert check.verdict == "look first"
     assert "fewer than 8 documents" in check.value
-
-
-@pytest.mark.parametrize(("members", "named"), [(5, True), (6, False)])
-def test_a_headline_names_few_members_and_counts_many(members: int, named: bool) -> None:
-    along = [measured(f"replay-{n}", -0.1 * n, 0.01 * n, "replay") for n in range(1, members + 1)]
-    found = remedies.outcome(along)
-    assert found.headline.startswith(f"{members} of {members} members are on the Pareto front")
-    assert ("replay-3" in found.headline) == named
-    assert "replay-3" in " ".join(found.findings)
