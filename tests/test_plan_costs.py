@@ -119,6 +119,16 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed(shape: ModelShape)
     )
 
 
+def test_the_work_of_remedies_changes_the_time_and_not_the_arithmetic_that_counts(shape: ModelShape) -> None:
+    h100 = known_hardware("h100")
+    plain = foresee_training(machine(h100), h100, shape, PLAN, 300.0, Strategy(micro_batch=32), None)
+    half = Range(0.5, 0.5, 1.0)
+    found = foresee_training(machine(h100), h100, shape, PLAN, 300.0, Strategy(micro_batch=32), None, half)
+    assert (found.seconds.low, found.seconds.value) == pytest.approx((plain.seconds.low / 2, plain.seconds.value / 2))
+    assert found.seconds.high == plain.seconds.high
+    assert found.step_flops == plain.step_flops
+
+
 def test_a_narrow_model_uses_less_of_a_gpu(shape: ModelShape) -> None:
     from dataclasses import replace
 

@@ -22,6 +22,7 @@ from onward.plan.foresight import (
     Machine,
     MemoryForesight,
     Range,
+    RemediesForesight,
     SourceForesight,
     StrategyForesight,
     TextForesight,
@@ -113,6 +114,7 @@ def planned(training: Training | None = None) -> Foresight:
             seconds,
             tuple(seconds.times(share) for share in (0.4, 1.0)[: len(batches.stage_steps)]),
         ),
+        remedies=RemediesForesight(0.0, None, None, 0, None, Range.exactly(1.0)),
         evaluation=EvaluationForesight(3, 123_274, 7.87e6, Range(300, 600, 1200), (), 0, 0),
         disk=DiskForesight(2.2e9, 7.5e9, 1e9, 3.7e7, {"/cache": 10**12, "/runs": 10**12}),
         notes=("domain: estimated from 1,024 documents\x1b[31m",),
@@ -209,10 +211,23 @@ def test_counts_of_tokens_are_short_everywhere() -> None:
     assert not re.search(r"\d{4,}[kMBT]|\.\d{3,}[kMBT]", said)
 
 
-def test_text_to_be_sampled_takes_a_time_that_is_not_foreseen() -> None:
-    sampled = replace(GENERAL, basis="to be sampled", kept_share=0.9, tokens=Range.exactly(90_000))
-    assert re.search("sample +100k tokens from the base model", shown(replace(planned(), texts=(DOMAIN, sampled))))
-    assert "from the base model" not in shown(planned())
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_remedies_cost_is_told_where_there_are_any(width: int) -> None:
+    remedies = RemediesForesight(
+        1e5, Range(60, 120, 600), "self", 200_000, Range(300, 300, 900), Range(0.751, 0.9, 1.05)
+    )
+    words = " ".join(shown(replace(planned(), remedies=remedies), width).split())
+    assert "sample 1 min 00 s to 10 min 00 s, estimated: 100k tokens from the base model" in words
+    assert "5 min 00 s to 15 min 00 s, estimated: the Fisher information of 200k tokens of self, once" in words
+    assert "remedies: a step is 0.75 to 1.05 times the work of one without, in these hours" in words
+    for word in ("from the base model", "Fisher", "remedies:"):
+        assert word not in shown(planned(), width)
+
+
+def test_what_is_needed_of_a_text_and_what_there_is_agree() -> None:
+    """Sequences hold padding: what is read is counted in tokens of the text, as what there is."""
+    padded = replace(GENERAL, tokens=Range.exactly(8e6), tokens_needed=20_000_000, passes=Range.exactly(2.0))
+    assert "16M" in shown(replace(planned(), texts=(DOMAIN, padded)))
 
 
 def test_models_between_the_stages_and_questions_of_the_own_text_are_named() -> None:

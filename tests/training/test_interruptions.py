@@ -180,4 +180,5 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gone_on_from(
     (said,) = [note for note in notes.notes if "damaged" in note]
     assert str(damaged) in said
     assert [event["step"] for event in events(run.folder, "resume")] == [4]
+    assert "training goes on after step 4" in notes.notes
     assert_same(run.folder, reference)

@@ -14,11 +14,12 @@ from onward.model.score import context_length
 from onward.model.tokenizer import LoadedTokenizer
 from onward.recipe import SelfReplay
 
-_ROWS = {"cpu": 256, "cuda": 1024}
+MOST_ROWS = {"cpu": 256, "cuda": 1024}
 """Most documents side by side."""
 _CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """What their keys and values may take."""
-_SMALL_PARAMETERS = 30_000_000
+SMALL_PARAMETERS = 30_000_000
+"""Models below it are sampled from with one thread on a CPU."""
 
 
 def sample_documents(
@@ -66,7 +67,7 @@ def sample_documents(
 def _fitting_threads(model: Any) -> Iterator[None]:
     """One thread for a small model on a CPU: its steps are so short that threads mostly wait for each other."""
     before = torch.get_num_threads()
-    if model.device.type == "cpu" and model.num_parameters() < _SMALL_PARAMETERS:
+    if model.device.type == "cpu" and model.num_parameters() < SMALL_PARAMETERS:
         torch.set_num_threads(1)
     try:
         yield
@@ -84,7 +85,7 @@ def _rows_for(model: Any, settings: SelfReplay, longest: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row_bytes = 2 * longest * config.num_hidden_layers * heads * width * model.dtype.itemsize
     device = "cpu" if model.device.type == "cpu" else "cuda"
-    most: int = max(1, min(_ROWS[device], _CACHE_BYTES[device] // row_bytes))
+    most: int = max(1, min(MOST_ROWS[device], _CACHE_BYTES[device] // row_bytes))
     assert settings.tokens is not None
     documents = -(-settings.tokens // min(longest, settings.median_tokens or longest))
     # Documents that the model does not end begin and end together: full rows to the last round of them.

@@ -62,6 +62,7 @@ SETTING_UP_SECONDS, REQUEST_SECONDS = Range(2.0, 5.0, 15.0), Range(3e-5, 1e-4, 2
 """Of scoring one model: to load it; to build, tokenise and record a request. lm-eval's prompts for the 127,961
 requests of the seven tasks take 6 s, kept ones 1.4 s (`tasks.kept`)."""
 DISK_TOO_SMALL = "the disk is too small for this run"
+ALL_TRAINED = Range.exactly(1.0)
 MEASURED_ERROR = 0.15
 """A few steps differ from thousands: clocks, other processes, longer documents."""
 
@@ -90,7 +91,8 @@ TASK_SIZES = {
 """Counted over the benchmarks' original files with `onward.tasks.load_items`, lm-eval 0.4.13."""
 _BYTES_PER_TOKEN = 4.0
 """Of English, where no text was looked at."""
-_HOST_BANDWIDTH = 20e9
+HOST_BANDWIDTH = 20e9
+"""Bytes a second of a machine's memory (an assumption)."""
 _ROW_BYTES = 100
 """A row of items.parquet."""
 
@@ -146,7 +148,7 @@ def offload_seconds(hardware: Hardware, parameters: int, micro_batches: int) -> 
     if hardware.link_bandwidth is None:
         return Range.exactly(0.0)
     each = parameters / hardware.count
-    moved = 12 * each * micro_batches / hardware.link_bandwidth + 28 * each / _HOST_BANDWIDTH
+    moved = 12 * each * micro_batches / hardware.link_bandwidth + 28 * each / HOST_BANDWIDTH
     return Range(moved / 2, moved, moved * 1.5)
 
 
@@ -158,8 +160,13 @@ def foresee_training(
     pairs_per_token: float,
     strategy: Strategy,
     timed: Timed | None,
+    work: Range = ALL_TRAINED,
 ) -> TrainingForesight:
-    """Return the time of all steps: model FLOPs / (peak x share), or what a few real steps took."""
+    """Return the time of all steps: model FLOPs / (peak x share), or what a few real steps took.
+
+    work: of a step beside one in which everything is trained (`remedies.step_work`). Model FLOPs are those of the
+    latter in any case, as in a run's records.
+    """
     flops = training_flops(shape, plan.step_tokens, round(plan.step_tokens * pairs_per_token))
     peak = machine.peak_flops * machine.count
     if timed is None:
@@ -167,6 +174,7 @@ def foresee_training(
         micro_batches = ceil(plan.sequences_per_step / machine.count / strategy.micro_batch)
         if machine.kind == "cuda":
             seconds = seconds.plus(LAUNCH_SECONDS.times(shape.layers * micro_batches))
+        seconds = Range(seconds.low * work.low, seconds.value * work.value, seconds.high * work.high)
         if strategy.offload:
             seconds = seconds.plus(offload_seconds(hardware, shape.parameters, micro_batches))
     else:

@@ -23,6 +23,7 @@ from onward.plan.costs import (
 from onward.plan.fit import foresee_memory
 from onward.plan.foresight import Foresight, Machine, TextForesight
 from onward.plan.measure import time_steps
+from onward.plan.remedies import foresee_remedies
 from onward.plan.texts import foresee_text
 from onward.progress import Progress, Silent
 from onward.recipe import (
@@ -88,22 +89,28 @@ def foresee(
     problems += [] if problem is None else [problem]
     scored = [text for text in texts if text.role in SCORED]
     problems += [_no_held_out(text) for text in scored if not text.held_out_tokens]
+    forgetting = recipe.training.forgetting
+    remedies = foresee_remedies(
+        forgetting, shape, base, here.machine, here.fp32_flops, texts, preparations, batches, _cores(), folders.cache
+    )
     timed, training = None, None
     if memory.chosen is not None:
         strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, batches)
         if measure:
-            settings = recipe.training.optimizer
-            timed = time_steps(base, shape, settings, strategy, here.precision, batches, pairs, devices, progress)
-        training = foresee_training(here.machine, here.hardware, shape, batches, pairs, strategy, timed)
+            timed = time_steps(
+                base, shape, recipe.training, strategy, here.precision, batches, pairs, devices, progress
+            )
+        training = foresee_training(
+            here.machine, here.hardware, shape, batches, pairs, strategy, timed, remedies.step_work
+        )
     between = models_between(recipe)
     models = 1 + len(batches.stage_steps) + between
     evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
-    trained = parts_of(shape, recipe.training.forgetting).trained
+    trained = parts_of(shape, forgetting).trained
     run_folder = folders.runs / recipe.name
     disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder)
     if here.machine.here:
         problems += disk_problems(disk, folders)
-    forgetting = recipe.training.forgetting
     foresight = Foresight(
         name=recipe.name,
         model=base.name,
@@ -121,6 +128,7 @@ def foresee(
         memory=memory,
         timed=timed,
         training=training,
+        remedies=remedies,
         evaluation=evaluation,
         disk=disk,
         notes=(),

@@ -158,6 +158,23 @@ class TrainingForesight:
 
 
 @dataclass(frozen=True)
+class RemediesForesight:
+    """What the remedies against forgetting cost beside the rows that are replayed.
+
+    sampled_tokens: to be drawn from the base model, sampling_seconds: how long that takes, None without them.
+    fisher_tokens: of `fisher_text`, which the Fisher information is yet to be estimated on; 0 and None where it is not
+    wanted or there. step_work: arithmetic of a step beside one in which everything is trained and nothing else done.
+    """
+
+    sampled_tokens: float
+    sampling_seconds: Range | None
+    fisher_text: str | None
+    fisher_tokens: int
+    fisher_seconds: Range | None
+    step_work: Range
+
+
+@dataclass(frozen=True)
 class EvaluationForesight:
     """What scoring costs. models: the base, one of each stage, and those of `evaluation.at`. requests, tokens: of one.
 
@@ -216,6 +233,7 @@ class Foresight:
     memory: MemoryForesight | None
     timed: Timed | None
     training: TrainingForesight | None
+    remedies: RemediesForesight
     evaluation: EvaluationForesight
     disk: DiskForesight
     notes: tuple[str, ...]

@@ -2,14 +2,16 @@
 
 import time
 from statistics import median
+from typing import Any
 
 from onward.batches import BatchPlan
 from onward.model.shape import ModelShape
 from onward.model.source import ModelSource
 from onward.plan.costs import MEASURED_ERROR
 from onward.plan.foresight import Range, Timed
+from onward.plan.remedies import base_work, step_work
 from onward.progress import Progress
-from onward.recipe import Optimizer
+from onward.recipe import Training
 from onward.training.strategy import Strategy
 
 _PAIRS = 2
@@ -19,7 +21,7 @@ _PAIRS = 2
 def time_steps(
     base: ModelSource,
     shape: ModelShape,
-    settings: Optimizer,
+    training: Training,
     strategy: Strategy,
     precision: str,
     plan: BatchPlan,
@@ -30,7 +32,9 @@ def time_steps(
     """Return what a step takes: updates of one and of three micro-batches are timed, and their difference scaled up.
 
     The first update, which compiles and allocates, does not count. devices: those the batch is shared out over; one is
-    timed. Raises UserError for a model that cannot be trained.
+    timed. The remedies of `training.forgetting` are part of a step, with a Fisher information that is all ones; KL's
+    pass of the base over replayed rows, which few micro-batches have, is added by arithmetic (`remedies.step_work`).
+    Raises UserError for a model that cannot be trained.
     """
     import torch
 
@@ -44,7 +48,23 @@ def time_steps(
     numbers = (1, min(3, micro_batches))
     progress.begin("timing a few steps", 1 + _PAIRS * len(set(numbers)), "updates")
     with joined(strategy.sharding != "none" or strategy.offload) as ranks:
-        learner = Learner(base, settings, strategy, getattr(torch, _DTYPES[precision]), plan.step_tokens, ranks)
+        weights: dict[str, torch.Tensor] = {}
+
+        def even(model: Any) -> None:
+            weights.update((name, torch.ones(parameter.shape)) for name, parameter in model.named_parameters())
+
+        learner = Learner(
+            base,
+            training.optimizer,
+            strategy,
+            getattr(torch, _DTYPES[precision]),
+            plan.step_tokens,
+            ranks,
+            even,
+            forgetting=training.forgetting,
+            fisher=weights,
+        )
+        weights.clear()
         rows = _rows(strategy.micro_batch, plan.sequence_tokens, pairs_per_token, shape.vocabulary)
         on_device = Rows(*rows).to(ranks.device)
         labelled = strategy.micro_batch * plan.sequence_tokens
@@ -52,7 +72,7 @@ def time_steps(
 
         def seconds(number: int) -> float:
             started = time.perf_counter()
-            learner.update([on_device] * number, labelled * number, settings.learning_rate)
+            learner.update([on_device] * number, labelled * number, training.optimizer.learning_rate)
             if ranks.device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - started
@@ -66,6 +86,9 @@ def time_steps(
     short, long = (median(times[number]) for number in numbers)
     each = (long - short) / (numbers[1] - numbers[0]) if numbers[1] > numbers[0] else 0.0
     step = short + max(each, 0.0) * (micro_batches - 1)
+    if training.forgetting.kl:
+        whole = step_work(training.forgetting, shape, pairs_per_token).value
+        step *= whole / (whole - base_work(training.forgetting))
     return Timed(Range(step * (1 - MEASURED_ERROR), step, step * (1 + MEASURED_ERROR)), peak, micro_batches)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onward.plan.budget import passes_too_often
-from onward.plan.costs import DISK_TOO_SMALL
+from onward.plan.costs import ALL_TRAINED, DISK_TOO_SMALL
 from onward.plan.foresight import Foresight, Machine, MemoryForesight, Range, StrategyForesight, TextForesight
 from onward.recipe import format_seconds
 from onward.reporting.console import common_folder, percent, screened
@@ -122,11 +122,16 @@ def _texts_view(texts: Sequence[TextForesight], cap: float) -> RenderableType:
             _amount(text.documents, _count),
             Text(percent(text.kept_share, 1), _WRONG if not text.kept_share else ""),
             _amount(text.tokens),
-            token_text(text.tokens_needed),
+            _needed(text),
             _passes(text, cap),
         )
     dropped = [_note(f"{text.role}: {'; '.join(text.losses)}") for text in texts if text.losses]
     return Group(table, *dropped)
+
+
+def _needed(text: TextForesight) -> str:
+    """Write how many of its tokens training reads, each as often as it does."""
+    return token_text(text.passes.value * text.tokens.value) if text.sequences.low else token_text(text.tokens_needed)
 
 
 def _passes(text: TextForesight, cap: float) -> Text:
@@ -222,14 +227,21 @@ def _costs_view(foresight: Foresight) -> RenderableType:
         for seconds in prepare:
             total = total.plus(seconds)
         rows.append(("prepare", span(total, duration)))
-    sampled = sum(text.tokens.value / text.kept_share for text in foresight.texts if text.basis == "to be sampled")
-    if sampled:
-        rows.append(("sample", f"{token_text(sampled)} tokens from the base model, which takes a time of its own"))
+    remedies = foresight.remedies
+    if remedies.sampling_seconds is not None:
+        drawn = f"{token_text(remedies.sampled_tokens)} tokens from the base model"
+        rows.append(("sample", f"{span(remedies.sampling_seconds, duration)}, estimated: {drawn}"))
+    if remedies.fisher_seconds is not None:
+        read = f"the Fisher information of {token_text(remedies.fisher_tokens)} tokens of {remedies.fisher_text}, once"
+        rows.append(("EWC", f"{span(remedies.fisher_seconds, duration)}, estimated: {read}"))
     if training is not None:
         rate = span(training.tokens_per_second, lambda value: f"{_rounded(value):,}")
         share = span(training.utilisation, lambda value: f"{100 * value:.0f}")
         rows.append(("train", f"{span(training.seconds, duration)}, {training.basis}"))
         rows.append(("", f"{rate} tokens/s, {share} % of the peak"))
+    if remedies.step_work != ALL_TRAINED:
+        work = span(remedies.step_work, lambda value: f"{value:.2f}")
+        rows.append(("", f"remedies: a step is {work} times the work of one without, in these hours"))
     if foresight.timed is not None:
         rows.append(("", f"peak memory measured: {amount(foresight.timed.peak_bytes)}"))
     scored = (

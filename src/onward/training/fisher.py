@@ -46,6 +46,8 @@ FORMAT = 1
 """Raised when the same inputs come to give another result."""
 _BYTES_A_WEIGHT = 16
 """Weights and gradients in fp32, and sums of squares in fp64."""
+SEED = 0
+"""Of the rows and signs: not training's, since the information is a property of base and text that trainings share."""
 WEIGHTS, FACTS = "fisher.safetensors", "facts.json"
 Positions = tuple[torch.Tensor, torch.Tensor]
 """int64 positions whose losses count with a plus, and those whose losses count with a minus."""
@@ -86,6 +88,20 @@ class SignedNetwork(Network):
         return total
 
 
+def fisher_place(
+    base: ModelSource, text: Path, cache: Path, ewc: Ewc, seed: int = SEED
+) -> tuple[Path, dict[str, str | int]]:
+    """Return where the Fisher information of a base on a prepared corpus stands, there or not, and what names it."""
+    made_from = {
+        "format": FORMAT,
+        "base": base.fingerprint,
+        "text": text.name,
+        "seed": seed,
+        **ewc.model_dump(mode="json", include={"tokens", "per", "estimator"}),
+    }
+    return cache / "fisher" / fingerprint(made_from), made_from
+
+
 def find_fisher(
     base: ModelSource,
     text: Path,
@@ -104,14 +120,7 @@ def find_fisher(
     holds what was made from something else, or the memory is too small.
     """
     progress = progress or Silent()
-    made_from = {
-        "format": FORMAT,
-        "base": base.fingerprint,
-        "text": text.name,
-        "seed": seed,
-        **ewc.model_dump(mode="json", include={"tokens", "per", "estimator"}),
-    }
-    folder = cache / "fisher" / fingerprint(made_from)
+    folder, made_from = fisher_place(base, text, cache, ewc, seed)
 
     def tell(damage: Damage) -> None:
         progress.note(f"the Fisher information is damaged and made anew: {damage}")

@@ -23,7 +23,7 @@ from onward.progress import Progress
 from onward.recipe import Training
 from onward.training.checkpoint import Checkpoints, Snapshot
 from onward.training.checks import check_start, loss_of_documents
-from onward.training.fisher import find_fisher, read_fisher
+from onward.training.fisher import SEED, find_fisher, read_fisher
 from onward.training.fitting import Choice, budget, choose, free_memory_bytes, remember, remembered, smaller
 from onward.training.guard import GuardWindow
 from onward.training.hardware import Hardware, Precision, machine_memory_bytes, measure_matmul_peak, this_machine
@@ -40,8 +40,6 @@ _COMPILE_FLOPS = 2e15
 """Arithmetic of a run from which compiling pays on a CPU: an hour at half a teraflop per second."""
 _PROBE_FLOPS = 1e13
 """Arithmetic of a run that takes a minute or so on a CPU: from there its peak is worth half a second's measurement."""
-_FISHER_SEED = 0
-"""Names the rows that the Fisher information is estimated on, and their signs."""
 _TIGHT = 0.7
 """Share of the memory limit from which a CPU run measures before it begins."""
 _CHECK_ROWS = 2
@@ -190,9 +188,8 @@ class Session:
         if ewc is None or not ewc.strength:
             return None
         cache = self.run_folder if self.cache is None else self.cache
-        # Not the seed of training: it is a property of base and text, which every training from them shares.
         return find_fisher(
-            self.base, self.corpora[ewc.text], cache, ewc, _FISHER_SEED, self.strategy, self.ranks, self.progress
+            self.base, self.corpora[ewc.text], cache, ewc, SEED, self.strategy, self.ranks, self.progress
         )
 
     @property
@@ -224,6 +221,8 @@ class Session:
         facts = {"device": self.hardware.name, "precision": self.precision_name, **self.learner.sharing}
         if record is not None:
             event = "resume" if self.step else "start"
+            if self.step:
+                self.progress.note(f"training goes on after step {self.step:,}")
             record.event(event, step=self.step, tokens=self.tokens, predicted_bytes=self.choice.use.total, **facts)
         if self.step or self.base_loss_nats is None:
             return
