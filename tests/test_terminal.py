@@ -75,6 +75,23 @@ def test_a_log_file_gets_a_line_now_and_then_with_the_time_left(clock: Callable[
     assert file.getvalue().splitlines()[1:] == [f"preparing corpus 400,000,000 tokens  {FACTS}  in 22 s"]
 
 
+def test_a_note_stands_after_the_closing_line_of_a_step_that_has_all_its_units(clock: Callable[[float], None]) -> None:
+    line, file = log()
+    line.begin("train", 100, "tokens")
+    clock(2)
+    line.advance(50)
+    line.note("saved")
+    line.advance(100, "loss 3.2")
+    line.note("member 2 of 4: none-seed1")
+    line.advance(100, "late")
+    line.begin("scoring", 10, "items")
+    assert file.getvalue().splitlines() == [
+        "  saved",
+        "train            100 tokens  loss 3.2  in 2 s",
+        "  member 2 of 4: none-seed1",
+    ]
+
+
 def test_no_time_left_is_told_where_none_is_known(clock: Callable[[float], None]) -> None:
     line, file = log()
     line.begin("preparing corpus", None, "tokens")

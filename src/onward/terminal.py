@@ -103,6 +103,8 @@ class Terminal:
 
     def advance(self, done: int, facts: str = "") -> None:
         """Move the bar; without a terminal write a line now and then."""
+        if not self._title:  # closed by a note, with all its units
+            return
         self._done, self._facts = done, facts
         self._first = self._first or (done, time.monotonic())
         if self._bar is not None and self._task is not None:
@@ -114,7 +116,9 @@ class Terminal:
             self.console.print(f"{self._line()}{self._left()}", soft_wrap=True, markup=False)
 
     def note(self, text: str) -> None:
-        """Write a line above the bar."""
+        """Write a line above the bar; after the closing line of a step that has all its units."""
+        if self._total is not None and self._done >= self._total:
+            self.end()
         self.console.print(f"  {text}", soft_wrap=True, markup=False)
 
     def end(self) -> None:
