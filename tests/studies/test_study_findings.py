@@ -80,9 +80,9 @@ def test_members_without_a_common_seed_are_not_distinguishable_and_the_findings_
     assert told(difference) == "not distinguishable"
     for found in (remedies.outcome([first, second]), rates.outcome([first, second])):
         assert "not distinguishable" in " ".join(" ".join(row) for row in found.table.rows)
-        assert found.findings[-1] == (
+        assert (
             "No seed is common to none and replay-5: their differences have no interval and are not distinguishable."
-        )
+        ) in found.findings
     together = remedies.outcome([first, lone("replay-5", -0.2, 0, "replay")])
     assert "is common to" not in " ".join(together.findings)
 
@@ -159,7 +159,7 @@ NUMBER = re.compile(r"[+\N{MINUS SIGN}]\d+\.\d+")
 
 
 def said_numbers(found: Outcome) -> set[float]:
-    text = " ".join((found.headline, *found.findings))
+    text = " ".join((found.headline, *found.findings, *found.points))
     return {float(number.replace("\N{MINUS SIGN}", "-")) for number in NUMBER.findall(text)}
 
 
@@ -172,11 +172,12 @@ def assert_backed(found: Outcome) -> None:
 
 def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_not_in_the_table() -> None:
     found = remedies.outcome(a_grid())
-    words = " ".join(found.findings)
-    assert re.search(r"ewc-1: domain \+0\.0[45]\d* .*?: worse on both\.", words, re.IGNORECASE)
-    assert re.search(r"self-5: domain .*?: not distinguishable from it on either\.", words, re.IGNORECASE)
-    assert "compared with replay-5" in words
-    assert "The control" in words
+    (ewc,) = (point for point in found.points if point.startswith("ewc-1: "))
+    (own,) = (point for point in found.points if point.startswith("self-5: "))
+    assert re.search(r"domain \+0\.0[45]\d* .*?: worse on both$", ewc)
+    assert re.search(r"domain .*?: not distinguishable from it on either$", own)
+    assert found.findings[-1].endswith("Beside replay-5, the one of replay:"), "the list follows"
+    assert "The control" in " ".join(found.findings)
     standings = {row["member"]: row["standing"] for row in found.rows}
     assert standings["control"] == "control", "it is no remedy, and on no front"
     assert standings["ewc-10"] == "behind"
@@ -239,6 +240,10 @@ def test_the_best_rate_is_set_beside_its_neighbours() -> None:
     ]  # fmt: skip
     found = rates.outcome(members)
     assert found.headline.startswith("Best of 6: learning rate 1e-3 with batches of 1024")
+    assert [point.split(":")[0] for point in found.points] == [
+        f"{rate} with batches of {batch}" for rate, batch in (("1e-4", 1024), ("1e-2", 1024), ("1e-3", 2048))
+    ]
+    assert found.findings[-1] == "Beside the best, its neighbours in rate and batch:"
     assert not any("that was tried" in sentence for sentence in found.findings)
     edge = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
     assert any("highest that was tried" in sentence for sentence in edge.findings)

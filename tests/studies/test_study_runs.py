@@ -86,8 +86,12 @@ def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult])
         rows = list(csv.DictReader(file))
     assert [row["member"] for row in rows] == [row["member"] for row in result.outcome.rows]
     page = (result.folder / "index.html").read_text(encoding="utf-8")
-    for text in (*result.outcome.findings, result.outcome.table.headers[-1]):
+    for text in (*result.outcome.findings, *result.outcome.points, result.outcome.table.headers[-1]):
         assert text.split("(")[0] in page
+    assert result.outcome.points, "other kinds are set beside replay"
+    findings = (result.folder / "findings.md").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("- ") for line in findings) >= len(result.outcome.points)
+    assert told["points"] == list(result.outcome.points)
     assert "self-10-seed0" in page
     assert "td:first-child { white-space: nowrap; }" in page, "names of members are not broken at their hyphens"
     assert not re.search(r"<script|<link|src=|https?://(?!www\.w3\.org)", page), "one file, nothing loaded"
@@ -204,7 +208,7 @@ def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path)
     assert result.outcome is not None
     seeds = {row["member"]: row["seeds"] for row in result.outcome.rows}
     assert seeds == {"none": 1, "replay-10": 2, "control": 2, "blend-50-of-none": 1}
-    assert "No seed is common to none and blended 50 % of none" in result.outcome.findings[-1]
+    assert "No seed is common to none and blended 50 % of none" in " ".join(result.outcome.findings)
     rows = json.loads((result.folder / "study.json").read_bytes())["members"]
     assert {row["member"]: row["state"] for row in rows}["none-seed1"] == "failed"
 

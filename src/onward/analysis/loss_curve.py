@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 _POINTS = 300
 _BANDWIDTH = 0.02  # of the run, the standard deviation of the kernel
+_LEAST_POINTS = 2  # which it spans at least: a short run is smoothed too
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> LossCurve | None:
 def _smoothed(
     tokens: NDArray[np.float64], loss: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    width = max(_BANDWIDTH * (tokens[-1] - tokens[0]), np.finfo(np.float64).tiny)
+    apart = float(np.median(np.diff(tokens))) if len(tokens) > 1 else 0.0
+    width = max(_BANDWIDTH * (tokens[-1] - tokens[0]), _LEAST_POINTS * apart, np.finfo(np.float64).tiny)
     kernel = np.exp(-0.5 * ((tokens[:, None] - tokens[None, :]) / width) ** 2) * weights
     smooth: NDArray[np.float64] = kernel @ loss / kernel.sum(axis=1)
     return smooth

@@ -11,13 +11,17 @@ from onward.reporting.figures import Figure
 
 @dataclass(frozen=True)
 class StudyText:
-    """What the page of a study says. facts: base, budget, seeds; failures: names and messages of members not made."""
+    """What the page of a study says.
+
+    facts: base, budget, seeds. points: a list under the findings. failures: names and messages of members not made.
+    """
 
     name: str
     study: str
     headline: str
     facts: str
     findings: tuple[str, ...]
+    points: tuple[str, ...]
     table: Table | None
     figure: Figure | None
     failures: tuple[tuple[str, str], ...]

@@ -43,13 +43,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """headline: one sentence. findings: the sentences of the paragraph. rows: the table's numbers, as JSON."""
+    """headline: one sentence. findings: the sentences of the paragraph. rows: the table's numbers, as JSON.
+
+    points: what is compared with one member, an item of a list for each, under the last sentence of the paragraph.
+    """
 
     headline: str
     findings: tuple[str, ...]
     table: Table
     rows: tuple[Mapping[str, Any], ...]
     figure: Figure | None
+    points: tuple[str, ...] = ()
 
 
 def change_texts(change: Interval) -> tuple[str, str]:

@@ -22,6 +22,8 @@ _RESAMPLES, _SEED = 2000, 0
 _FARTHEST = 4
 """A loss is projected to so many times the pilot's tokens at most: fits beyond miss (science of scaling curves)."""
 _LEAST_STEPS = 10
+_BEFORE = 16
+"""Steps whose median a leap is measured from."""
 Go = "go"
 Look = "look first"
 OPEN = "cannot be told"
@@ -117,12 +119,13 @@ def _falling(slope: Slope | None) -> Check:
 def _stability(rows: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> Check:
     left_out = sum(not row["applied"] for row in rows)
     rollbacks = sum(event["event"] == "rollback" for event in events)
-    value = f"{left_out} updates left out, {rollbacks} rollbacks; largest leap {largest_leap(rows):.2f} nats"
+    value = f"{left_out} updates left out, {rollbacks} rollbacks; the largest leap is {largest_leap(rows):.2f} nats"
+    value += f" above the median of up to {_BEFORE} steps before"
     return Check("stability", value, Look if left_out or rollbacks else Go)
 
 
-def largest_leap(rows: Sequence[Mapping[str, Any]], window: int = 16) -> float:
-    """Return by how many nats a step's loss lay above the median of the (up to) 16 before it, at most."""
+def largest_leap(rows: Sequence[Mapping[str, Any]], window: int = _BEFORE) -> float:
+    """Return by how many nats a step's loss lay above the median of the (up to) `window` before it, at most."""
     losses = [row["loss_nats"] for row in rows if isfinite(row["loss_nats"])]
     leaps = [loss - median(losses[max(0, n - window) : n]) for n, loss in enumerate(losses) if n >= window // 4]
     return float(max([0.0, *leaps]))

@@ -55,7 +55,9 @@ def outcome(found: Sequence[Measured]) -> Outcome:
     ]  # fmt: skip
     figure = courses_figure(courses, CAPTION, "peak learning rate", is_tokens=False)
     headline = f"Best of {len(found)}: learning rate {_words(best)}, {change_words(changes[best.variant.name])}."
-    return Outcome(headline, _findings(found, best), table, tuple(numbers), figure)
+    points = _beside(found, best)
+    findings = (*_findings(found, best), *(["Beside the best, its neighbours in rate and batch:"] if points else []))
+    return Outcome(headline, findings, table, tuple(numbers), figure, points)
 
 
 def _rate(each: Measured) -> float:
@@ -84,9 +86,6 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
         general = best.texts["general"].change(_RESAMPLES, _SEED)
         said = {"better": "easier", "worse": "harder"}.get(told(general), "not distinguishable from before")
         sentences.append(f"General text changes by {change_words(general)} at the best: {said}.")
-    for each in neighbours(best, found):
-        behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
-        sentences.append(f"{_words(each)} takes {change_words(behind)} beside it: {told(behind)}.")
     alike = [
         _words(each)
         for each in found
@@ -103,3 +102,12 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
         "best rate or the one below it."
     )
     return (*sentences, *judged_on(found), *without_common_seed(found))
+
+
+def _beside(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
+    """Compare the best member's neighbours with it, on the same documents and seeds."""
+    points = []
+    for each in neighbours(best, found):
+        behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
+        points.append(f"{_words(each)}: domain {change_words(behind)}: {told(behind)}")
+    return tuple(points)

@@ -76,8 +76,15 @@ def outcome(found: Sequence[Measured]) -> Outcome:
     caption = "Change in bits per byte against the base; lower is better"
     caption += "; time of training beside no remedy" if costs else ""
     table = Table(caption, headers, (False, *(True for _ in headers[2:]), False), tuple(rows))
-    sentences = _findings(found, changes, placed)
-    return Outcome(_headline(found, placed), sentences, table, tuple(numbers), _figure(found, changes, placed))
+    points = _families(found, changes, reference)
+    return Outcome(
+        _headline(found, placed),
+        (*_findings(found, changes, placed), *_lead(reference, points)),
+        table,
+        tuple(numbers),
+        _figure(found, changes, placed),
+        points,
+    )
 
 
 def costs_of(found: Sequence[Measured]) -> dict[str, float]:
@@ -141,7 +148,7 @@ def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
 
 
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
-    """The paragraph: without a remedy, the front, each kind against replay, the control, and what limits it all."""
+    """The paragraph: without a remedy, the front, the control, and what limits it all."""
     sentences = []
     for each in found:
         if each.variant.family == NONE:
@@ -151,7 +158,6 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
                 f"{change_words(general)}."
             )
     sentences.append(_front_words(found, placed))
-    sentences += _families(found, changes)
     sentences += [_control(each, changes[each.variant.name]) for each in found if _is_control(each)]
     seeds = sorted({len(each.runs) for each in found})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -161,6 +167,14 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
         f"{number_of(len(found), 'member')} one in twenty misses by chance. A change below zero is a gain."
     )
     return (*sentences, *judged_on(found), *without_common_seed(found))
+
+
+def _lead(reference: Measured | None, points: Sequence[str]) -> tuple[str, ...]:
+    """Say what the kinds are compared with, or why they are not."""
+    if reference is None:
+        return ("No member replays general text alone, so there is none to compare the kinds with.",)
+    words = "Of each kind the member is taken whose two changes add up to the least. Beside "
+    return (f"{words}{reference.variant.words}, the one of replay:",) if points else ()
 
 
 def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
@@ -181,18 +195,14 @@ def _best(members: Sequence[Measured], changes: _Changes) -> Measured:
     return min(members, key=lambda each: sum(change.estimate for change in changes[each.variant.name]))
 
 
-def _families(found: Sequence[Measured], changes: _Changes) -> list[str]:
+def _families(found: Sequence[Measured], changes: _Changes, best: Measured | None) -> tuple[str, ...]:
     """Compare the best member of each kind with the best of replay, on the same documents and seeds."""
+    if best is None:
+        return ()
     by_family: dict[str, list[Measured]] = {}
     for each in found:
         by_family.setdefault(each.variant.family, []).append(each)
-    best = reference_of(found, changes)
-    if best is None:
-        return ["No member replays general text alone, so there is none to compare the kinds with."]
-    sentences = [
-        "Of each kind the member is taken whose two changes add up to the least, and compared with "
-        f"{best.variant.words}, the one of replay."
-    ]
+    points = []
     for family, members in by_family.items():
         if family in (REPLAY, NONE, CONTROL):
             continue
@@ -200,16 +210,11 @@ def _families(found: Sequence[Measured], changes: _Changes) -> list[str]:
         domain, general = (
             mine.texts[name].beyond(best.texts[name], _RESAMPLES, _SEED) for name in ("domain", "general")
         )
-        sentences.append(
-            f"{_capital(mine.variant.words)}: domain {change_words(domain)}, general {change_words(general)} beside "
-            f"it: {_verdict(told(domain), told(general))}."
+        verdict = _verdict(told(domain), told(general))
+        points.append(
+            f"{mine.variant.words}: domain {change_words(domain)}, general {change_words(general)}: {verdict}"
         )
-    return sentences
-
-
-def _capital(words: str) -> str:
-    """Begin a sentence with words; a name of one word stays as it is written."""
-    return words[:1].upper() + words[1:] if " " in words else words
+    return tuple(points)
 
 
 def _verdict(domain: str, general: str) -> str:

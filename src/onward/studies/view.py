@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,8 @@ def study_view(result: StudyResult) -> Iterator[RenderableType]:
         yield Text(screened(outcome.headline), style="bold")
         yield _Fitting(outcome.table)
         yield Text(screened(" ".join(outcome.findings)))
+        for point in outcome.points:
+            yield Padding(Text(screened(f"- {point}")), (0, 0, 0, 2))
     for failure in result.failures:
         words = screened(failure.message.splitlines()[0])
         yield Text(f"not made: {failure.member}: {words} ({failure.traceback})", style="red")

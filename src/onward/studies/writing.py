@@ -42,9 +42,17 @@ def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure])
     )  # fmt: skip
     told = tuple((failure.member, failure.message) for failure in failures)
     if outcome is None:
-        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, (), None, None, told)
+        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, (), (), None, None, told)
     return StudyText(
-        plan.recipe.name, plan.study, outcome.headline, facts, outcome.findings, outcome.table, outcome.figure, told
+        plan.recipe.name,
+        plan.study,
+        outcome.headline,
+        facts,
+        outcome.findings,
+        outcome.points,
+        outcome.table,
+        outcome.figure,
+        told,
     )
 
 
@@ -76,6 +84,7 @@ def _as_json(
         "counts": asdict(counts),
         "headline": None if outcome is None else outcome.headline,
         "findings": [] if outcome is None else list(outcome.findings),
+        "points": [] if outcome is None else list(outcome.points),
         "rows": [] if outcome is None else list(outcome.rows),
         "members": members,
     }
@@ -93,6 +102,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _findings(page: StudyText) -> str:
     parts = [f"# {plain(page.name)}: study of {plain(page.study)}", f"**{plain(page.headline)}**", plain(page.facts)]
     parts += [" ".join(map(plain, page.findings))] if page.findings else []
+    parts += ["\n".join(f"- {plain(point)}" for point in page.points)] if page.points else []
     if page.failures:
         rows = "\n".join(f"- {plain(name)}: {plain(message.splitlines()[0])}" for name, message in page.failures)
         parts.append(f"Not made:\n\n{rows}")
