@@ -96,6 +96,7 @@ def blended(execution: Execution) -> tuple[Measured, ...]:
         with execution.recorded(f"blends-of-{member.name}"):
             if not done_places(plan, member):
                 continue
+            execution.progress.note(f"blends of {member.name} with its base")
             folders = _score(execution, member, [blend.share for blend in blends])
             for blend, folder in zip(blends, folders, strict=True):
                 scores = {member.recipe.training.stages[-1]: folder}

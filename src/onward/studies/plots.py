@@ -15,6 +15,9 @@ _TURNS = (2, 14, 6, 10, 0, 8, 1, 15, 7, 9, 3, 13, 5, 11, 4, 12)
 _REACHES = (10, 14, 20, 28, 38, 50, 64, 80, 98, 118, 140, 170, 200, 240, 280)
 """How far from its point, in pixels; from some distance on a thin line leads there."""
 
+_ROOM, _NARROW_ROOM = 24, 8
+"""So many labels have room; for each beyond them the picture is a line higher."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -65,7 +68,9 @@ def plane_figure(points: Sequence[Point], caption: str) -> Figure:
 
 def _plane(points: Sequence[Point], width: int, caption: str) -> str:
     wide = width == WIDE
-    left, right, top, bottom = (64, width - 20, 34, 500) if wide else (46, width - 10, 34, 360)
+    named = sum(wide or point.is_front for point in points)
+    higher = _LINE * max(0, named - (_ROOM if wide else _NARROW_ROOM))
+    left, right, top, bottom = (64, width - 20, 34, 500 + higher) if wide else (46, width - 10, 34, 360 + higher)
     x = Scale(*_room([0.0, *_ends(point.gain for point in points)]), left, right)
     y = Scale(*_room([0.0, *_ends(point.loss for point in points)]), bottom, top)
     parts = _grid(x, y, 7 if wide else 4)
