@@ -35,10 +35,10 @@ GRID = {
 """`self` keeps nothing here: a random model's samples have a token for every byte, which a rule drops."""
 
 
-def study(place: Path, name: str, **changes: Any) -> StudyResult:
+def study(place: Path, name: str, processes: int = 1, **changes: Any) -> StudyResult:
     changes = {"training__stages": [4800], **changes}
     plan = planned(name, small_run.recipe(place, **changes), folders=small_run.folders(place))
-    return run_study(plan, workers=1)
+    return run_study(plan, workers=1, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,35 @@ def test_a_defect_in_a_member_gives_code_1_and_is_gone_when_it_is_mended(
     assert "replay-10-seed1" in {failure.member for failure in result.failures if not failure.is_users}
 
 
+@pytest.mark.parametrize(("status", "code"), [(2, 2), (1, 1)])
+def test_ranks_that_end_by_what_the_user_can_mend_are_the_users(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: int
+) -> None:
+    shutil.rmtree(copied / "runs" / "small-remedies" / "members" / "replay-10-seed1")
+    monkeypatch.setattr("onward.pipeline.by_ranks.run_ranks", lambda command, processes: status)
+    result = study(copied, "remedies", processes=2, **GRID)
+    whose = {failure.member: failure.is_users for failure in result.failures}
+    assert whose == {"replay-10-seed1": code == 2, "self-10-seed0": True, "self-10-seed1": True}
+    assert result.code == code
+
+
+def test_what_an_earlier_run_wrote_does_not_stay_beside_a_page_that_denies_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied / "runs" / "small-remedies"
+    shutil.rmtree(folder / "members")
+
+    def broken(run: Run) -> Any:
+        raise UserError("no base")
+
+    monkeypatch.setattr(Run, "score_base", broken)
+    result = study(copied, "remedies", **GRID)
+    assert "No member was made." in (folder / "findings.md").read_text(encoding="utf-8")
+    assert result.outcome is None
+    written = {path.name for path in folder.iterdir() if path.is_file()}
+    assert written == FILES - {"table.csv", "table.md", "plot.svg"}
+
+
 def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path) -> None:
     members = copied / "runs" / "small-remedies" / "members"
     for place in (members / "none-seed1" / "scores", members / "none-seed0" / "blends"):
@@ -209,8 +238,12 @@ def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path)
     seeds = {row["member"]: row["seeds"] for row in result.outcome.rows}
     assert seeds == {"none": 1, "replay-10": 2, "control": 2, "blend-50-of-none": 1}
     assert "No seed is common to none and blended 50 % of none" in " ".join(result.outcome.findings)
-    rows = json.loads((result.folder / "study.json").read_bytes())["members"]
-    assert {row["member"]: row["state"] for row in rows}["none-seed1"] == "failed"
+    written = json.loads((result.folder / "study.json").read_bytes())
+    assert {row["member"]: row["state"] for row in written["members"]}["none-seed1"] == "failed"
+    assert {row["name"] for row in written["failures"]} == failed
+    assert all("Traceback" in (result.folder / row["traceback"]).read_text() for row in written["failures"])
+    told = {row["name"]: (row["message"], row["is_users"]) for row in written["failures"]}
+    assert told == {failure.member: (failure.message, failure.is_users) for failure in result.failures}
 
 
 def test_blends_are_compared_with_the_base_of_a_seed_that_is_done(

@@ -18,7 +18,7 @@ from onward.signals import Interrupted
 from onward.studies.member import Member
 from onward.studies.plan import StudyPlan
 from onward.studies.states import drop_states
-from onward.training.launch import RanksEnded
+from onward.training.launch import USER_ERROR, RanksEnded
 from onward.training.stages import Stage, points_of, stages_of
 
 KINDS = ("corpora", "base scores", "Fisher information", "trained members", "scores")
@@ -107,7 +107,7 @@ class Execution:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, "".join(traceback.format_exception(error)))
             words = str(error) or type(error).__name__
-            self.failures.append(Failure(name, words, path, isinstance(error, UserError)))
+            self.failures.append(Failure(name, words, path, _is_users(error)))
             self.progress.note(f"{name} failed: {words.splitlines()[0]} ({path})")
 
     def _make(self, member: Member) -> float | None:
@@ -148,6 +148,11 @@ class Execution:
         yield
         made = len(_complete(place) - before)
         self.counts.add(kind, made, max(0, _uses(kind, run) - made))
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the study's owner can mend an error; of ranks only their exit status tells it here."""
+    return isinstance(error, UserError) or (isinstance(error, RanksEnded) and error.status == USER_ERROR)
 
 
 def _uses(kind: str, run: Run) -> int:

@@ -19,18 +19,28 @@ from onward.studies.plan import StudyPlan
 
 
 def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> Path:
-    """Write study.json, table.csv, table.md, findings.md, plot.svg and index.html; return the page."""
+    """Write study.json, table.csv, table.md, findings.md, plot.svg and index.html; return the page.
+
+    Of an earlier call's table and plot nothing stays when there is none now.
+    """
     folder = plan.folder
     write_json(folder / "study.json", _as_json(plan, outcome, failures, counts))
     page = _page(plan, outcome, failures)
-    if outcome is not None:
-        write_text(folder / "table.csv", _csv(outcome.rows))
-        write_text(folder / "table.md", table_markdown(outcome.table) + "\n")
-        if outcome.figure is not None:
-            write_text(folder / "plot.svg", standalone(outcome.figure.wide, WIDE))
+    figure = None if outcome is None else outcome.figure
+    _replace(folder / "table.csv", None if outcome is None else _csv(outcome.rows))
+    _replace(folder / "table.md", None if outcome is None else table_markdown(outcome.table) + "\n")
+    _replace(folder / "plot.svg", None if figure is None else standalone(figure.wide, WIDE))
     write_text(folder / "findings.md", _findings(page))
     write_text(folder / "index.html", render_study_page(page))
     return folder / "index.html"
+
+
+def _replace(path: Path, text: str | None) -> None:
+    """Write a file, or remove it where there is nothing to write."""
+    if text is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_text(path, text)
 
 
 def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure]) -> StudyText:
@@ -71,8 +81,7 @@ def _as_json(
             "state": "done" if failure is None else "failed",
         }
         if failure is not None:
-            place = str(failure.traceback.relative_to(plan.folder))
-            row |= {"message": failure.message, "traceback": place}
+            row |= {"message": failure.message, "traceback": _place(plan, failure)}
         row |= {"training_seconds": training_seconds(plan.runs / member.name)}
         members.append(row)
     return {
@@ -87,7 +96,16 @@ def _as_json(
         "points": [] if outcome is None else list(outcome.points),
         "rows": [] if outcome is None else list(outcome.rows),
         "members": members,
+        # All of them: blends that cannot be scored fail beside a member that is done.
+        "failures": [
+            {"name": each.member, "message": each.message, "traceback": _place(plan, each), "is_users": each.is_users}
+            for each in failures
+        ],
     }
+
+
+def _place(plan: StudyPlan, failure: Failure) -> str:
+    return str(failure.traceback.relative_to(plan.folder))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
