@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 import small_run
 from onward import cli
-from onward.artifact import Folders
+from onward.artifact import Folders, locked
 from onward.cli.studies import StudyName
 from onward.errors import UserError
 from onward.recipe import Recipe, load_recipe
-from onward.studies import STUDIES, StudyPlan, planned
+from onward.signals import Interrupted
+from onward.studies import STUDIES, StudyPlan, planned, run_study
 from onward.studies.budgets import looked_at, training_tokens
+from onward.studies.execution import Execution
 from onward.studies.kinds import kind_of
 from onward.studies.member import members_of, sharing
 from onward.studies.variants import variants_of
@@ -139,7 +141,9 @@ def test_one_training_is_looked_at_between_and_separate_ones_decay_each(place: P
     whole = small_run.recipe(place, training__stages=[9600, 48_000], study={"budgets": [4800, 9600, 24_000]})
     (one,) = plan_of(place, "tokens", whole).members
     assert (one.recipe.training.stages, one.recipe.evaluation.at) == ((9600, 48_000), (4800, 24_000))
-    several = plan_of(place, "tokens", whole, separate=True).members
+    apart = plan_of(place, "tokens", whole, separate=True)
+    assert (apart.folder.name, plan_of(place, "tokens", whole).folder.name) == ("small-tokens-separate", "small-tokens")
+    several = apart.members
     assert [member.recipe.training.stages for member in several] == [(4800,), (9600,), (24_000,), (48_000,)]
     assert {member.recipe.evaluation.held_out_tokens for member in (one, *several)} == {2000}, "compared on the same"
 
@@ -197,6 +201,26 @@ def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Pat
     # What the message says to do is enough.
     kept = small_run.recipe(place, **changes, study=study, general__tokens=size)
     assert plan_of(place, "remedies", kept).members[-1].name == "replay-99-seed0"
+
+
+def test_a_study_under_way_keeps_its_recipes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = small_run.recipe(place, name="alone", training__stages=[48_000])
+    plan = plan_of(place, "pilot", whole, tokens=4800)
+    file = plan.recipe_file(plan.members[0])
+    plan_of(place, "pilot", whole, tokens=9600)  # nothing was computed that it could contradict
+
+    def under_way(execution: Execution) -> None:
+        assert load_recipe(file) == plan.members[0].recipe, "what is run is what is written"
+        with pytest.raises(UserError, match="another process is running this study") as caught:
+            plan_of(place, "pilot", whole, tokens=9600)
+        assert caught.value.where == str(plan.folder)
+        assert load_recipe(file) == plan.members[0].recipe
+        raise Interrupted(15, 1)
+
+    monkeypatch.setattr(Execution, "all", under_way)
+    for _ in range(2):  # the first has let go of it
+        with pytest.raises(Interrupted):
+            run_study(plan)
 
 
 def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
@@ -274,16 +298,37 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def emitted_by(place: Path, kind: str, name: str = "rates", **changes: Any) -> tuple[str, list[str]]:
+def emitted_by(place: Path, kind: str, name: str = "rates", *options: str, **changes: Any) -> tuple[str, list[str]]:
     file = place / "recipe of mine.yaml"
     content = small_run.content(place, training__stages=[48_000], **changes)
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     places = ["--cache", str(place / "cache"), "--runs", str(place / "runs of mine")]
-    arguments = ["study", name, str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *places]
+    arguments = ["study", name, str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *options, *places]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert not (place / f"runs of mine/emitted-{name}/members").exists(), "nothing is run"
     return result.stdout, arguments
+
+
+def test_nothing_is_emitted_while_the_study_runs(place: Path) -> None:
+    _, arguments = emitted_by(place, "commands", "pilot")
+    with locked(place / "runs of mine" / "emitted-pilot" / "study"):
+        result = CliRunner().invoke(cli.app, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "another process is running this study" in result.stderr
+
+
+def test_emitted_commands_of_separate_budgets_have_a_folder_of_their_own(place: Path, understood: list[str]) -> None:
+    budgets = {"study": {"budgets": [4800, 9600]}}
+    one, _ = emitted_by(place, "commands", "tokens", **budgets)
+    apart, _ = emitted_by(place, "commands", "tokens", "--separate", **budgets)
+    files = [{after_cd(line)[2] for line in text.splitlines()[:-1]} for text in (one, apart)]
+    assert not files[0] & files[1]
+    assert {Path(file).parts[-3] for file in files[1]} == {"emitted-tokens-separate"}
+    assert all("/emitted-tokens-separate/members" in line for line in apart.splitlines()[:-1])
+    assert "--separate" in after_cd(apart.splitlines()[-1])
+    slurm, _ = emitted_by(place, "slurm", "tokens", "--separate", **budgets)
+    assert "#SBATCH --job-name=emitted-tokens-separate\n" in slurm
 
 
 def after_cd(line: str) -> list[str]:

@@ -115,7 +115,8 @@ def plan_study(
     members = members_of(recipe, variants, number)
     _check_freezing(study, recipe, members)
     blends = blends_of(recipe, variants) if study == "remedies" else ()
-    folder = folders.runs / f"{recipe.name}-{study}"
+    # The two studies of tokens are there to be compared: neither may overwrite the other's table.
+    folder = folders.runs / (f"{recipe.name}-{study}" + ("-separate" if separate else ""))
     return StudyPlan(study, recipe, each, number, separate, variants, members, blends, folders.cache, folder)
 
 

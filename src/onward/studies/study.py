@@ -1,8 +1,10 @@
 """The study of a recipe from end to end: members made or found, results collected, everything written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Never
 
 from onward.artifact import Folders, disk_errors, locked
 from onward.errors import UserError
@@ -47,7 +49,7 @@ def planned(
 ) -> StudyPlan:
     """Return a study's members, their recipes written; raises UserError when the recipe lacks what it varies.
 
-    A study that has results of another recipe, or of another budget, is refused too.
+    A study that has results of another recipe, or of another budget, is refused too, and one that is running.
     """
     if study not in STUDIES:
         raise UserError("there is no such study", got=study, expected=f"one of: {', '.join(STUDIES)}")
@@ -55,10 +57,23 @@ def planned(
         raise UserError("only the study of tokens has separate budgets", "--separate", got=study)
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     plan = plan_study(study, loaded, folders or Folders.default(), seeds, tokens, separate)
-    plan.check_begun()
-    with disk_errors(plan.folder):
-        plan.write_recipes()
-    return plan
+    with _alone(plan):
+        return plan
+
+
+@contextmanager
+def _alone(plan: StudyPlan) -> Iterator[None]:
+    """Keep others from the study, and its recipes on disk those of the plan; raises UserError when one is at it."""
+
+    def refuse() -> Never:
+        todo = "wait for it to end, or give this one another name (--set name=...)"
+        raise UserError("another process is running this study", str(plan.folder), todo=todo)
+
+    with locked(plan.folder / "study", refuse):
+        plan.check_begun()
+        with disk_errors(plan.folder):
+            plan.write_recipes()
+        yield
 
 
 def run_study(
@@ -72,10 +87,11 @@ def run_study(
     """Make what the plan's members lack, collect them all, and write the study's files.
 
     workers and processes: as of `pipeline.Run`. keep_states: leave the states of members that are scored. A member that
-    fails is recorded and the others go on; a signal ends the study, and the same call goes on.
+    fails is recorded and the others go on; a signal ends the study, and the same call goes on. Raises UserError as
+    `planned` does when another process has begun the study since.
     """
     execution = Execution(plan, progress or Silent(), workers, processes, keep_states)
-    with locked(plan.folder / "study"):
+    with _alone(plan):  # once more: another may have written its recipes since this was planned
         execution.all()
         outcome = _outcome(plan, execution)
         page = write_study(plan, outcome, execution.failures, execution.counts)
