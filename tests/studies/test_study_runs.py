@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +314,17 @@ def test_the_study_of_tokens_scores_models_between(tmp_path: Path) -> None:
         (960, False), (1920, False), (4800, True),
     ]  # fmt: skip
     assert (result.counts.made["trained members"], result.counts.made["scores"]) == (1, 3)
-    assert "has not halved" in result.outcome.headline or "halves after" in result.outcome.headline
+    # The gains by hand, from the changes beside them.
+    before = [{"tokens": 0, "domain": 0.0}, *result.outcome.rows]
+    gains = [
+        1e8 * (first["domain"] - second["domain"]) / (second["tokens"] - first["tokens"])
+        for first, second in pairwise(before)
+    ]
+    assert [row["gain_per_100M"] for row in result.outcome.rows] == pytest.approx(gains, rel=1e-4)
+    assert gains[1] >= gains[0] / 2
+    assert gains[2] < max(gains[:2]) / 2, "the last piece is the first that has halved"
+    assert result.outcome.headline.startswith("4.8k tokens change the domain by −")
+    assert result.outcome.headline.endswith("; the gain per token halves after 1.92k tokens.")
 
 
 def test_the_baseline_is_the_base_on_everything(tmp_path: Path) -> None:
