@@ -1,6 +1,5 @@
 """What a plan says of remedies against forgetting: work of a step, sampling, the Fisher information."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_the_fisher_information_takes_a_pass_for_each_row_or_for_each_token() ->
     assert signs.low < signs.value < signs.high
     assert signs == of_documents
     assert exact.value > 50 * signs.value, "back through 128 tokens for each of them"
-    four = fisher_seconds(Ewc(tokens=100_000), shape(), replace(CPU, count=4), 1e11, 64.5, PLAN)
+    four = fisher_seconds(Ewc(tokens=100_000), shape(), CPU, 1e11, 64.5, PLAN, dealt=4)
     assert four.value == pytest.approx(signs.value / 4, rel=0.05)
 
 
@@ -128,8 +127,7 @@ def test_a_plan_tells_what_is_made_before_training_until_it_is_there(place: Path
     assert remedies.fisher_seconds is not None
     assert remedies.sampling_seconds is not None
     assert 0 < remedies.sampling_seconds.low < remedies.sampling_seconds.high
-    drawn = sum(text.tokens.value / text.kept_share for text in before.texts if text.basis == "to be sampled")
-    assert remedies.sampled_tokens == drawn > 0
+    assert remedies.sampled_tokens == pytest.approx(0.2 * 3840 / 0.99), "what is replayed, and 1 % that is held out"
     assert remedies.step_work == Range.exactly(1.0)
     _ = run.corpora
     sampled = run.foresee().remedies
@@ -138,6 +136,33 @@ def test_a_plan_tells_what_is_made_before_training_until_it_is_there(place: Path
     run.train()
     done = run.foresee().remedies
     assert (done.fisher_text, done.fisher_tokens, done.fisher_seconds) == (None, 0, None)
+
+
+@pytest.mark.parametrize(("sharding", "dealt"), [("none", 8), ("zero2", 1), ("zero3", 1)])
+def test_devices_share_the_rows_only_where_each_holds_all_weights(
+    place: Path, monkeypatch: pytest.MonkeyPatch, sharding: str, dealt: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "onward.plan.remedies.fisher_seconds", lambda *given: asked.append(given[-1]) or Range.exactly(1.0)
+    )
+    recipe = small_run.recipe(place, training__forgetting={"ewc": 1.0}, training__sharding=sharding)
+    Run(recipe, folders=small_run.folders(place), workers=1).foresee("8xh100")
+    assert asked == [dealt]
+
+
+def test_a_strength_of_0_asks_for_no_text_of_its_own(place: Path) -> None:
+    """As training without it to the bit: the same corpora, of the same size."""
+    off = {"strength": 0.0, "text": "self", "tokens": "2M"}
+    wanted = [
+        {
+            name: preparation.wanted_tokens
+            for name, preparation in run._preparing.all_planned(run.planned_domain).items()
+        }
+        for run in (opened(place, replay="10%"), opened(place, replay="10%", ewc=off))
+    ]
+    assert wanted[0] == wanted[1]
+    assert list(wanted[0]) == ["domain", "general"]
 
 
 def test_no_remedy_is_no_cost(place: Path) -> None:

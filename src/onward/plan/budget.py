@@ -103,7 +103,7 @@ def wanted_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int:
     What training reads once, what the Fisher information is estimated on and, where it is scored, enough documents to
     fill the held-out part.
     """
-    passes, ewc = min(1.0, recipe.training.maximum_repetition), recipe.training.forgetting.ewc
+    passes, ewc = min(1.0, recipe.training.maximum_repetition), recipe.training.forgetting.weighed
     needed = ceil(_read_sequences(name, recipe) * recipe.training.sequence_tokens / passes)
     for_fisher = ewc.tokens if ewc is not None and ewc.text == name else 0
     for_held_out = _for_held_out(corpus, recipe.evaluation) if name in SCORED else 0
@@ -114,7 +114,7 @@ def sampled_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int | None:
     """How many tokens to sample of a corpus: the recipe's number, or what training needs; None: it is not sampled."""
     if corpus.self_replay is None or corpus.self_replay.tokens is not None:
         return None if corpus.self_replay is None else corpus.self_replay.tokens
-    training, ewc = recipe.training, recipe.training.forgetting.ewc
+    training, ewc = recipe.training, recipe.training.forgetting.weighed
     tokens = _read_sequences(name, recipe) * training.sequence_tokens / training.maximum_repetition
     tokens = max(tokens, ewc.tokens if ewc is not None and ewc.text == name else 0)
     if not corpus.held_out.sources:  # a part of the samples is held out and not replayed

@@ -40,6 +40,7 @@ from onward.training.hardware import Hardware, Precision, known_hardware, measur
 from onward.training.launch import count_gpus
 from onward.training.remedies import parts_of
 from onward.training.schedule import learning_rate
+from onward.training.strategy import Strategy
 
 _CURVE_POINTS = 400
 _LONG_SECONDS = 3 * 86_400.0
@@ -91,7 +92,17 @@ def foresee(
     problems += [_no_held_out(text) for text in scored if not text.held_out_tokens]
     forgetting = recipe.training.forgetting
     remedies = foresee_remedies(
-        forgetting, shape, base, here.machine, here.fp32_flops, texts, preparations, batches, _cores(), folders.cache
+        forgetting,
+        shape,
+        base,
+        here.machine,
+        here.fp32_flops,
+        texts,
+        preparations,
+        batches,
+        _cores(),
+        folders.cache,
+        is_split=memory.chosen is not None and _is_split(memory.strategies[memory.chosen].strategy),
     )
     timed, training = None, None
     if memory.chosen is not None:
@@ -135,6 +146,10 @@ def foresee(
         problems=tuple(problems),
     )
     return replace(foresight, notes=(*_text_notes(texts, recipe), *_machine_notes(foresight, shape, recipe.training)))
+
+
+def _is_split(strategy: Strategy) -> bool:
+    return strategy.sharding != "none" or strategy.offload
 
 
 def _texts(

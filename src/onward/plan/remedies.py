@@ -37,20 +37,23 @@ def foresee_remedies(
     batches: BatchPlan,
     cores: int,
     cache: Path,
+    is_split: bool,
 ) -> RemediesForesight:
     """Return what is made before training, with its time, and what a step takes beside one without remedies.
 
     fp32_flops: peak of a device. preparations: of the corpora by name. cores: of a CPU that computes. cache: where what
-    runs share is looked for.
+    runs share is looked for. is_split: whether training splits or offloads the weights.
     """
     by_role = {text.role: text for text in texts}
     to_sample = [text for text in texts if text.basis == "to be sampled"]
     seconds = [
         _sampling_seconds(text, shape, preparations[text.role], machine, fp32_flops, cores) for text in to_sample
     ]
-    ewc, estimated = forgetting.ewc, None
-    if ewc is not None and ewc.strength > 0 and not _is_estimated(base, preparations[ewc.text], ewc, cache):
-        estimated = fisher_seconds(ewc, shape, machine, fp32_flops, by_role[ewc.text].pairs_per_token, batches)
+    ewc, estimated = forgetting.weighed, None
+    if ewc is not None and not _is_estimated(base, preparations[ewc.text], ewc, cache):
+        # Where the weights are split every device computes every row; else they share the rows.
+        dealt = 1 if is_split else machine.count
+        estimated = fisher_seconds(ewc, shape, machine, fp32_flops, by_role[ewc.text].pairs_per_token, batches, dealt)
     return RemediesForesight(
         sampled_tokens=sum(map(_drawn, to_sample)),
         sampling_seconds=_total(seconds),
@@ -81,7 +84,7 @@ def step_work(forgetting: Forgetting, shape: ModelShape, pairs_per_token: float)
     relative = round(work / (3 * whole) + base_work(forgetting), 6)
     if forgetting.lora is None:
         return Range.exactly(relative)
-    worst = max(relative, ADAPTERS_AT_WORST)
+    worst = max(relative, ADAPTERS_AT_WORST + base_work(forgetting))
     return Range(relative, (relative + worst) / 2, worst)
 
 
@@ -91,18 +94,25 @@ def base_work(forgetting: Forgetting) -> float:
 
 
 def fisher_seconds(
-    ewc: Ewc, shape: ModelShape, machine: Machine, fp32_flops: float, pairs_per_token: float, batches: BatchPlan
+    ewc: Ewc,
+    shape: ModelShape,
+    machine: Machine,
+    fp32_flops: float,
+    pairs_per_token: float,
+    batches: BatchPlan,
+    dealt: int = 1,
 ) -> Range:
     """Return the time of estimating the Fisher information: packed rows one at a time, forward and back, in fp32.
 
-    `exact` per token goes back through the document once for each of its tokens. Devices share the rows.
+    fp32_flops: peak of a device. dealt: to how many devices the rows are dealt out. `exact` per token goes back through
+    the document once for each of its tokens.
     """
     flops = training_flops(shape, ewc.tokens, round(ewc.tokens * pairs_per_token))
     if ewc.estimator == "exact" and ewc.per == "token":
         length = min(float(batches.sequence_tokens), 2 * pairs_per_token - 1)
         flops = round(flops * (1 + 2 * length) / 3)
-    seconds = Range.exactly(flops / fp32_flops / machine.count).divided_by(UTILISATION[machine.kind, "fp32"])
-    rows = ceil(ewc.tokens / batches.sequence_tokens / machine.count)
+    seconds = Range.exactly(flops / fp32_flops / dealt).divided_by(UTILISATION[machine.kind, "fp32"])
+    rows = ceil(ewc.tokens / batches.sequence_tokens / dealt)
     if machine.kind == "cuda":
         return seconds.plus(LAUNCH_SECONDS.times(shape.layers * rows))
     return seconds.plus(Range.exactly(rows * _FISHER_ROW_BYTES * shape.parameters / HOST_BANDWIDTH))

@@ -128,6 +128,11 @@ class Forgetting(Section):
         """Share of the packed sequences that is replayed, of all corpora together."""
         return sum(self.replayed.values(), Fraction(0))
 
+    @property
+    def weighed(self) -> Ewc | None:
+        """`ewc` where it pulls; None without it, and with a strength of 0, which is training without it."""
+        return self.ewc if self.ewc is not None and self.ewc.strength > 0 else None
+
     @field_validator("replay")
     @classmethod
     def _leaves_domain(cls, replay: dict[str, Fraction] | None) -> dict[str, Fraction] | None:

@@ -81,7 +81,8 @@ class Recipe(Section):
     def texts(self) -> dict[str, Corpus]:
         """Return the corpora that a run prepares, by name: the domain, general text, what else training reads."""
         names = [GENERAL, *self.training.forgetting.replayed]
-        names += [] if self.training.forgetting.ewc is None else [self.training.forgetting.ewc.text]
+        weighed = self.training.forgetting.weighed
+        names += [] if weighed is None else [weighed.text]
         found = {name: self.replayed_corpus(name) for name in names}
         return {DOMAIN: self.corpus} | {name: corpus for name, corpus in found.items() if corpus is not None}
 

@@ -9,9 +9,9 @@ NONE, REPLAY = "none", "replay"
 
 def kind_of(forgetting: Forgetting) -> str:
     """Return the kind of a remedy: `none`, `replay`, `self replay`, `EWC and replay`; a strength of 0 is no remedy."""
-    freeze, ewc = forgetting.freeze, forgetting.ewc
+    freeze = forgetting.freeze
     used = {
-        "EWC": ewc is not None and ewc.strength > 0,
+        "EWC": forgetting.weighed is not None,
         "L2-SP": bool(forgetting.l2_sp),
         "KL": bool(forgetting.kl),
         "freezing": freeze is not None and (freeze.embeddings or freeze.blocks != 0),

@@ -37,8 +37,8 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
         return Parts(shape.parameters, shape.block_parameters, 0, True, 0, 0, False)
     blocks = blocks_frozen(forgetting, shape.layers, tied=shape.tied)
     keeps_embeddings = forgetting.freeze is not None and forgetting.freeze.embeddings
-    is_pulled = bool(forgetting.l2_sp) or (forgetting.ewc is not None and forgetting.ewc.strength > 0)
-    copies = int(is_pulled) + int(forgetting.ewc is not None and forgetting.ewc.strength > 0)
+    is_weighed = forgetting.weighed is not None
+    copies = int(is_weighed or bool(forgetting.l2_sp)) + int(is_weighed)
     has_reference = bool(forgetting.kl)
     if forgetting.lora is not None:
         rank, (matrices, ends) = forgetting.lora.rank, _matrices(shape)

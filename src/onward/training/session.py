@@ -184,8 +184,8 @@ class Session:
 
     def _find_fisher(self) -> Path | None:
         """Return the Fisher information that `ewc` weighs with, made now where it is missing; None without `ewc`."""
-        ewc = self.training.forgetting.ewc
-        if ewc is None or not ewc.strength:
+        ewc = self.training.forgetting.weighed
+        if ewc is None:
             return None
         cache = self.run_folder if self.cache is None else self.cache
         return find_fisher(

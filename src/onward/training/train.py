@@ -104,8 +104,8 @@ def _inputs(
     settings.pop("seed")  # the seed that follows from it is an input itself
     if training.text == "domain":  # the only choice of older versions, whose checkpoints do not name it
         settings.pop("text")
-    read, ewc = set(plan_batches(training, seed).corpora), training.forgetting.ewc
-    if ewc is not None and ewc.strength:
+    read, ewc = set(plan_batches(training, seed).corpora), training.forgetting.weighed
+    if ewc is not None:
         read.add(ewc.text)
     named = _named_unread(run_folder, read) | {name: folder.name for name, folder in corpora.items() if name in read}
     return {"training": settings, "seed": seed, "base": base.fingerprint, "corpora": named}
