@@ -11,6 +11,7 @@ from onward.artifact import Folders, flatten
 from onward.corpus.preparation import Preparation
 from onward.pipeline import Run, RunResult
 from onward.progress import Silent
+from onward.recipe import SelfReplay
 from onward.training.record import read_rows
 from onward.verification.verify import _Trials
 
@@ -119,6 +120,26 @@ def test_samples_of_the_base_are_made_to_measure_and_remembered(tmp_path: Path) 
     # 417 steps of 10 sequences, 5 % of them of 48 tokens: read once they would be 9,984 tokens; 20,000 are the least.
     assert run._preparing.wanted["self"] == 208 * 48
     assert run._preparing.wanted["self:sampled"] == 20_000
+
+
+@pytest.mark.parametrize(("has_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_samples_are_drawn_where_training_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, device: str
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def load(base: Any, dtype: Any, on: str) -> None:
+        raise Reached(on, dtype)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr("onward.model.generate.sampling_dtype", lambda on: f"dtype of {on}")
+    monkeypatch.setattr("onward.model.load.load_model", load)
+    run = Run(small_run.recipe(small_run.write_inputs(tmp_path)), folders=small_run.folders(tmp_path))
+    with pytest.raises(Reached) as reached:
+        next(run._preparing._generate(SelfReplay(tokens=100), 0, 0, 0))
+    assert reached.value.args == (device, f"dtype of {device}")
 
 
 def test_the_seed_of_training_leaves_the_corpora_as_they_are(finished: tuple[Path, RunResult]) -> None:

@@ -17,7 +17,7 @@ from onward.recipe import SelfReplay
 MOST_ROWS = {"cpu": 256, "cuda": 1024}
 """Most documents side by side."""
 _CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
-"""What their keys and values may take."""
+"""What their keys and values may take; of a GPU no more than a quarter."""
 SMALL_PARAMETERS = 30_000_000
 """Models below it are sampled from with one thread on a CPU."""
 
@@ -85,7 +85,10 @@ def _rows_for(model: Any, settings: SelfReplay, longest: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row_bytes = 2 * longest * config.num_hidden_layers * heads * width * model.dtype.itemsize
     device = "cpu" if model.device.type == "cpu" else "cuda"
-    most: int = max(1, min(MOST_ROWS[device], _CACHE_BYTES[device] // row_bytes))
+    room = _CACHE_BYTES[device]
+    if device == "cuda":  # of the device's whole memory, whatever is free now
+        room = min(room, torch.cuda.get_device_properties(model.device).total_memory // 4)
+    most: int = max(1, min(MOST_ROWS[device], room // row_bytes))
     assert settings.tokens is not None
     documents = -(-settings.tokens // min(longest, settings.median_tokens or longest))
     # Documents that the model does not end begin and end together: full rows to the last round of them.

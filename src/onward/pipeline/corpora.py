@@ -159,11 +159,19 @@ class Preparing:
         return Items(item_facts(tasks, data, limit), partial(load_questions, tasks, data, limit))
 
     def _generate(self, settings: SelfReplay, seed: int, first: int, made: int) -> Iterator["Sampled"]:
+        import torch
+
         from onward.model.generate import sample_documents, sampling_dtype
         from onward.model.load import load_model
 
-        model = load_model(self.base, sampling_dtype())
-        yield from sample_documents(model, self.tokenizer, settings, seed, first, made)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_model(self.base, sampling_dtype(device), device)
+        try:
+            yield from sample_documents(model, self.tokenizer, settings, seed, first, made)
+        finally:
+            del model  # training wants its room
+            if device == "cuda":
+                torch.cuda.empty_cache()
 
 
 def is_compared_with_domain(corpus: Corpus) -> bool:
