@@ -92,6 +92,24 @@ def test_a_note_stands_after_the_closing_line_of_a_step_that_has_all_its_units(c
     ]
 
 
+def test_a_step_that_goes_on_after_its_last_unit_is_told_of_again(clock: Callable[[float], None]) -> None:
+    line, file = log()
+    line.begin("train", 100, "tokens")
+    clock(2)
+    line.advance(100, "loss 9.9")
+    line.note("back to step 3")
+    clock(4)
+    line.advance(30, "loss 3.4")
+    clock(9)
+    line.advance(100, "loss 3.2")
+    line.end()
+    assert file.getvalue().splitlines() == [
+        "train            100 tokens  loss 9.9  in 2 s",
+        "  back to step 3",
+        "train            100 tokens  loss 3.2  in 9 s",
+    ]
+
+
 def test_no_time_left_is_told_where_none_is_known(clock: Callable[[float], None]) -> None:
     line, file = log()
     line.begin("preparing corpus", None, "tokens")

@@ -80,6 +80,7 @@ class Terminal:
         self._title, self._total, self._unit = "", None, ""  # type: str, int | None, str
         self._done, self._facts, self._started, self._printed = 0, "", 0.0, 0.0
         self._first: tuple[int, float] | None = None
+        self._is_closed = False
 
     def begin(self, title: str, total: int | None, unit: str) -> None:
         """Close the step before, if any, and open the line of this one."""
@@ -103,8 +104,12 @@ class Terminal:
 
     def advance(self, done: int, facts: str = "") -> None:
         """Move the bar; without a terminal write a line now and then."""
-        if not self._title:  # closed by a note, with all its units
-            return
+        if self._is_closed:
+            if self._total is not None and done >= self._total:
+                return
+            started = self._started  # it goes on: a roll-back at the last step, say
+            self.begin(self._title, self._total, self._unit)
+            self._started = started
         self._done, self._facts = done, facts
         self._first = self._first or (done, time.monotonic())
         if self._bar is not None and self._task is not None:
@@ -118,20 +123,25 @@ class Terminal:
     def note(self, text: str) -> None:
         """Write a line above the bar; after the closing line of a step that has all its units."""
         if self._total is not None and self._done >= self._total:
-            self.end()
+            self._close()
         self.console.print(f"  {text}", soft_wrap=True, markup=False)
 
     def end(self) -> None:
         """Close the open step with a line that says how it went."""
+        self._close()
+        self._title, self._is_closed = "", False
+
+    def _close(self) -> None:
+        """Write the closing line, once, and take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._title:
+        if self._title and not self._is_closed:
             from onward.recipe import format_seconds
 
             took = format_seconds(time.monotonic() - self._started)
             self.console.print(f"{self._line()}  in {took}", soft_wrap=True, markup=False)
-            self._title = ""
+        self._is_closed = True
 
     def _left(self) -> str:
         """Say how long the step still takes at its speed so far, what was done before it began left out."""
