@@ -183,14 +183,14 @@ def test_a_recipe_that_lacks_what_a_study_varies_is_refused(
 
 
 def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Path) -> None:
-    study: dict[str, Any] = {"tokens": 24_000, "remedies": {"none": {"replay": None}, "control": {"replay": None}}}
+    study: dict[str, Any] = {"tokens": 24_000, "remedies": {"none": {"replay": None}, "some": {"replay": "9%"}}}
     changes: dict[str, Any] = {"name": "grown", "training__stages": [48_000]}
     begun = plan_of(place, "remedies", small_run.recipe(place, **changes, study=study))
     size = begun.members[0].recipe.general.tokens  # type: ignore[union-attr]
     scored = begun.runs / "none-seed0" / "scores" / "tokens-000024000" / "manifest.json"
     scored.parent.mkdir(parents=True)
     scored.write_text("{}", encoding="utf-8")
-    study["remedies"]["replay-99"] = {"replay": "99%"}
+    study["remedies"]["ewc"] = {"replay": None, "ewc": {"strength": 1, "tokens": "90k"}}  # the control reads 24k
     with pytest.raises(UserError) as caught:
         plan_of(place, "remedies", small_run.recipe(place, **changes, study=study, evaluation__held_out_tokens=100))
     assert "evaluation.held_out_tokens" in str(caught.value), "another recipe is told of as before"
@@ -200,7 +200,7 @@ def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Pat
     assert f"general.tokens: {size}" in str(caught.value.todo)
     # What the message says to do is enough.
     kept = small_run.recipe(place, **changes, study=study, general__tokens=size)
-    assert plan_of(place, "remedies", kept).members[-1].name == "replay-99-seed0"
+    assert plan_of(place, "remedies", kept).members[-2].name == "ewc-seed0"
 
 
 def test_a_study_under_way_keeps_its_recipes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +230,14 @@ def test_what_is_separate_and_what_is_no_study_is_refused(place: Path) -> None:
         plan_of(place, "pilots")
 
 
+def test_the_rates_around_a_rate_hold_it_as_it_is_written(place: Path) -> None:
+    recipe = small_run.recipe(place, training__optimizer={"learning_rate": 1.25e-4})
+    plan = plan_of(place, "rates", recipe)
+    rates = {each.at for each in plan.variants}
+    assert len(rates) == 5
+    assert 1.25e-4 in rates
+
+
 def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     study = {"remedies": {"none": {"replay": None}, "mine-1": {"replay": "7%"}}, "blends": ["40%"]}
     plan = plan_of(place, "remedies", small_run.recipe(place, study=study))
@@ -239,10 +247,8 @@ def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     assert plan.members[-1].recipe.training.text == "general"
     assert [(blend.of, blend.share) for blend in plan.blends] == [("none", 0.4)]
     study["remedies"] = {"control": {"replay": None}, "mine": {"replay": "7%"}}
-    own = plan_of(place, "remedies", small_run.recipe(place, study=study))
-    assert [each.name for each in own.variants] == ["control", "mine"], "a member of this name takes its place"
-    assert own.members[0].recipe.training.text == "domain"
-    assert {blend.of for blend in own.blends} == {"mine"}, "a control is not blended"
+    with pytest.raises(UserError, match="this name is that of the control"):  # it would be told of as the control
+        plan_of(place, "remedies", small_run.recipe(place, study=study))
 
 
 KINDS = [

@@ -89,7 +89,7 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
     ordered = sorted(found, key=lambda each: each.variant.at or 0.0) if study == "sizes" else by_ratio
     if study == "sizes":
         sentences.append(_persists(ordered))
-    else:
+    elif len(found) > 1:
         close = [
             f"{one.variant.words} and {other.variant.words}"
             for one, other in combinations(ordered, 2)
@@ -116,17 +116,23 @@ def _general(each: Measured) -> Interval:
 
 
 def _persists(ordered: Sequence[Measured]) -> str:
-    """Say whether the largest model still gains, and whether it gains less than the smallest."""
+    """Say whether the largest model still gains, and whether it gains less than the smallest, if there are two."""
     small, large = ordered[0], ordered[-1]
+    persists = {
+        "better": "the gain persists",
+        "worse": "there is no gain but a loss",
+        "not distinguishable": "the gain cannot be told from none",
+    }[told(_change(large))]
+    said = f"At the largest size, {large.variant.words}, {persists}: {change_words(_change(large))}"
+    if len(ordered) == 1:
+        return f"{said}. No other size was made to compare it with."
     difference = apart(_change(large), _change(small))
     compared = {
-        "better": "more than",
-        "worse": "less than",
-        "not distinguishable": "no distinguishable amount more or less than",
+        "better": "a better change than",
+        "worse": "a worse change than",
+        "not distinguishable": "a change not distinguishable from that",
     }[told(difference)]
-    persists = "persists" if told(_change(large)) == "better" else "cannot be told from none"
     return (
-        f"At the largest size, {large.variant.words}, the gain {persists}: {change_words(_change(large))}, {compared} "
-        f"at the smallest, {small.variant.words}, {change_words(_change(small))}. A base that was trained on less has "
-        "more to gain, so sizes compare only where the bases read alike."
+        f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}. A base that was "
+        "trained on less has more to gain, so sizes compare only where the bases read alike."
     )

@@ -111,13 +111,15 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     named = {} if recipe.study is None else recipe.study.remedies
     if named:
         _check_names("remedies", named)
+        if CONTROL in named:
+            todo = "give it another name; the control, general text alone on the same schedule, is trained in any case"
+            raise UserError("this name is that of the control", "study.remedies", CONTROL, todo=todo)
         entries: list[_Entry] = [
-            (name, named_words(name, remedy), CONTROL if name == CONTROL else kind_of(remedy),
-             remedy.model_dump(mode="json"), {})
+            (name, named_words(name, remedy), kind_of(remedy), remedy.model_dump(mode="json"), {})
             for name, remedy in named.items()
-        ]  # fmt: skip
-        # Without a control nothing tells what the schedule alone does.
-        entries += [] if CONTROL in named else [_CONTROL]
+        ]
+        # Without it nothing tells what the schedule alone does.
+        entries.append(_CONTROL)
     else:
         entries = _grid(recipe)
     return tuple(
@@ -203,10 +205,15 @@ def _sizes(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     return tuple(found)
 
 
+def _around(peak: float) -> list[float]:
+    """Return half decades around a rate, which is itself among them as it is written."""
+    return [peak if factor == 1 else float(f"{peak * factor:.2g}") for factor in _HALF_DECADES]
+
+
 def _rates(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     study, training = recipe.study, recipe.training
     peak, batch = training.optimizer.learning_rate, training.batch_tokens
-    rates = sorted(set(study.learning_rates if study else ())) or [float(f"{peak * f:.2g}") for f in _HALF_DECADES]
+    rates = sorted(set(study.learning_rates if study else ())) or _around(peak)
     named = sorted(set(study.batch_tokens if study else ()))
     # Half and twice the recipe's batch are tried where they are possible; a size that was asked for has to be.
     batches = [size for size in named or (batch // 2, batch, 2 * batch) if training.sequence_tokens <= size <= tokens]
