@@ -100,6 +100,14 @@ def test_an_interval_that_holds_zero_shows_nothing(low: float, high: float, said
     assert told(Interval((low + high) / 2, low, high)) == said
 
 
+def test_skewed_intervals_stay_skewed_in_a_difference() -> None:
+    """Two changes of one seed each, whose symmetric half-widths would tell them apart (Zou and Donner 2008)."""
+    found = apart(Interval(-0.576, -0.932, -0.341), Interval(-0.942, -1.058, -0.827))
+    assert found.low == pytest.approx(0.366 - np.hypot(0.356, 0.115))
+    assert found.high == pytest.approx(0.366 + np.hypot(0.235, 0.116))
+    assert told(found) == "not distinguishable"
+
+
 def test_independent_errors_add_in_squares() -> None:
     found = apart(Interval(1.0, 0.7, 1.3), Interval(0.5, 0.1, 0.9))
     assert (found.estimate, found.high - found.estimate) == (0.5, pytest.approx(0.5))
@@ -159,7 +167,7 @@ NUMBER = re.compile(r"[+\N{MINUS SIGN}]\d+\.\d+")
 
 
 def said_numbers(found: Outcome) -> set[float]:
-    text = " ".join((found.headline, *found.findings, *found.points))
+    text = " ".join((found.headline, *found.findings, *(words for _, words in found.points)))
     return {float(number.replace("\N{MINUS SIGN}", "-")) for number in NUMBER.findall(text)}
 
 
@@ -172,11 +180,10 @@ def assert_backed(found: Outcome) -> None:
 
 def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_not_in_the_table() -> None:
     found = remedies.outcome(a_grid())
-    (ewc,) = (point for point in found.points if point.startswith("ewc-1: "))
-    (own,) = (point for point in found.points if point.startswith("self-5: "))
+    ewc, own = (dict(found.points)[name] for name in ("ewc-1", "self-5"))
     assert re.search(r"domain \+0\.0[45]\d* .*?: worse on both$", ewc)
     assert re.search(r"domain .*?: not distinguishable from it on either$", own)
-    assert found.findings[-1].endswith("Beside replay-5, the one of replay:"), "the list follows"
+    assert found.findings[-1].endswith("Beside replay-5, the one of replay, in bits per byte:"), "the list follows"
     assert "The control" in " ".join(found.findings)
     standings = {row["member"]: row["standing"] for row in found.rows}
     assert standings["control"] == "control", "it is no remedy, and on no front"
@@ -184,6 +191,11 @@ def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_
     assert said_numbers(found), "there are numbers to be checked"
     assert_backed(found)
     assert [row[0] for row in found.table.rows] == [row["member"] for row in found.rows]
+
+
+def test_names_stay_as_they_are_written() -> None:
+    found = remedies.outcome([measured("none", -0.5, 0.1, "none"), measured("EWC 1", -0.6, 0.0, "EWC")])
+    assert "On the front of the means: EWC 1; " in " ".join(found.findings)
 
 
 def test_every_member_is_drawn_and_the_front_is_named() -> None:
@@ -219,10 +231,15 @@ def sized(name: str, domain: float, parameters: int) -> Measured:
 def test_sizes_say_whether_the_gain_persists() -> None:
     fades = side_by_side.outcome([sized("1m", -0.4, 10**6), sized("10m", -0.2, 10**7)], "sizes")
     assert "At the largest size, 10m, the gain persists" in " ".join(fades.findings)
-    assert "less than at the smallest, 1m" in " ".join(fades.findings)
+    assert "a worse change than at the smallest, 1m" in " ".join(fades.findings)
     gone = side_by_side.outcome([sized("1m", -0.4, 10**6), sized("10m", 0.0, 10**7)], "sizes")
     assert "cannot be told from none" in " ".join(gone.findings)
-    for found in (fades, gone):
+    lost = side_by_side.outcome([sized("1m", -0.4, 10**6), sized("10m", 0.3, 10**7)], "sizes")
+    assert "there is no gain but a loss" in " ".join(lost.findings)
+    alone = side_by_side.outcome([sized("10m", -0.2, 10**7)], "sizes")
+    assert "No other size was made" in " ".join(alone.findings)
+    assert "the smallest" not in " ".join(alone.findings)
+    for found in (fades, gone, lost, alone):
         assert_backed(found)
 
 
@@ -230,6 +247,12 @@ def test_domains_are_ranked_by_their_gain_per_token_per_parameter() -> None:
     found = side_by_side.outcome([measured("law", -0.2, 0.01), measured("health", -0.4, 0.02)], "domains")
     assert "health 0.4, law 0.2" in found.findings[0], "1M tokens over 1M parameters"
     assert [row["gain_per_token_per_parameter"] for row in found.rows] == pytest.approx([0.2, 0.4], abs=0.002)
+
+
+def test_one_domain_is_compared_with_no_other() -> None:
+    words = " ".join(side_by_side.outcome([measured("law", -0.2, 0.01)], "domains").findings)
+    assert "told apart" not in words
+    assert "Of the gains" not in words
 
 
 def test_the_best_rate_is_set_beside_its_neighbours() -> None:
@@ -240,10 +263,10 @@ def test_the_best_rate_is_set_beside_its_neighbours() -> None:
     ]  # fmt: skip
     found = rates.outcome(members)
     assert found.headline.startswith("Best of 6: learning rate 1e-3 with batches of 1024")
-    assert [point.split(":")[0] for point in found.points] == [
+    assert [name for name, _ in found.points] == [
         f"{rate} with batches of {batch}" for rate, batch in (("1e-4", 1024), ("1e-2", 1024), ("1e-3", 2048))
     ]
-    assert found.findings[-1] == "Beside the best, its neighbours in rate and batch:"
+    assert found.findings[-1] == "Beside the best, its neighbours in rate and batch, in bits per byte:"
     assert not any("that was tried" in sentence for sentence in found.findings)
     edge = rates.outcome([rated(1e-4, 1024, -0.1), rated(1e-3, 1024, -0.3)])
     assert any("highest that was tried" in sentence for sentence in edge.findings)

@@ -12,7 +12,7 @@ from onward.reporting.content import Table
 from onward.statistics import Interval
 from onward.studies import StudyResult, budgets_compared, rates, remedies, side_by_side
 from onward.studies.execution import Counts
-from onward.studies.outcome import Outcome
+from onward.studies.outcome import Outcome, change_texts
 from onward.studies.view import study_view
 
 
@@ -58,6 +58,21 @@ def test_what_is_said_of_remedies_fits_how_many_there_are() -> None:
 )
 def test_gains_are_written_without_exponents(value: float, said: str) -> None:
     assert budgets_compared._gain_texts(Interval(value, value, value)) == (said, f"{said} to {said}")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.00024, 0.0027, ("+0.0014", "+0.0002 to +0.0027")),
+        (-0.0027, -0.00004, ("\N{MINUS SIGN}0.00140", "\N{MINUS SIGN}0.00270 to \N{MINUS SIGN}0.00004")),
+        (-0.0002, 0.003, ("+0.001", "0.000 to +0.003")),
+        (0.0, 0.003, ("+0.001", "0.000 to +0.003")),
+    ],
+)
+def test_an_interval_that_excludes_zero_does_not_read_as_if_it_did_not(
+    low: float, high: float, said: tuple[str, str]
+) -> None:
+    assert change_texts(Interval(0.0014 if high > 0 else -0.0014, low, high)) == said
 
 
 def test_findings_on_tokens_hold_no_markup() -> None:

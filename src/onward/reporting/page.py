@@ -13,7 +13,8 @@ from onward.reporting.figures import Figure
 class StudyText:
     """What the page of a study says.
 
-    facts: base, budget, seeds. points: a list under the findings. failures: names and messages of members not made.
+    facts: base, budget, seeds. points: a list under the findings, names and words. failures: names and messages of
+    members not made.
     """
 
     name: str
@@ -21,7 +22,7 @@ class StudyText:
     headline: str
     facts: str
     findings: tuple[str, ...]
-    points: tuple[str, ...]
+    points: tuple[tuple[str, str], ...]
     table: Table | None
     figure: Figure | None
     failures: tuple[tuple[str, str], ...]

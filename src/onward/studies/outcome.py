@@ -45,7 +45,7 @@ class Measured:
 class Outcome:
     """headline: one sentence. findings: the sentences of the paragraph. rows: the table's numbers, as JSON.
 
-    points: what is compared with one member, an item of a list for each, under the last sentence of the paragraph.
+    points: what is compared with one member, by name and in words: a list under the last sentence of the paragraph.
     """
 
     headline: str
@@ -53,14 +53,19 @@ class Outcome:
     table: Table
     rows: tuple[Mapping[str, Any], ...]
     figure: Figure | None
-    points: tuple[str, ...] = ()
+    points: tuple[tuple[str, str], ...] = ()
 
 
 def change_texts(change: Interval) -> tuple[str, str]:
-    """Write a change and its interval, with three decimals or as many as show two digits of the interval's width."""
+    """Write a change and its interval, with three decimals or as many as show two digits of the interval's width.
+
+    An interval without zero has as many as show that.
+    """
     places = max(3, decimals_for(change.low, change.high))
     if change.low != change.low:
         return number(change.estimate, places, sign=True), "unknown"
+    while change.low * change.high > 0 and not all(round(end, places) for end in (change.low, change.high)):
+        places += 1
     low, high = (number(end, places, sign=True) for end in (change.low, change.high))
     return number(change.estimate, places, sign=True), f"{low} to {high}"
 
@@ -69,6 +74,11 @@ def change_words(change: Interval) -> str:
     """Write a change in a sentence: `−0.123 bits per byte (−0.130 to −0.116)`."""
     value, interval = change_texts(change)
     return f"{value} {PER_BYTE} ({interval})"
+
+
+def difference_words(difference: Interval) -> str:
+    """Write a change where the unit was said before: `−0.123 (−0.130 to −0.116)`."""
+    return change_words(difference).replace(f" {PER_BYTE}", "")
 
 
 def as_numbers(prefix: str, interval: Interval) -> dict[str, float | None]:

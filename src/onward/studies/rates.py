@@ -7,11 +7,13 @@ from onward.reporting.content import Table
 from onward.reporting.figures import rate_text
 from onward.studies.outcome import (
     INTERVAL,
+    PER_BYTE,
     Measured,
     Outcome,
     as_numbers,
     change_texts,
     change_words,
+    difference_words,
     judged_on,
     listed,
     without_common_seed,
@@ -20,6 +22,7 @@ from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import told
 
 _RESAMPLES, _SEED = 2000, 0
+_LEAD = f"Beside the best, its neighbours in rate and batch, in {PER_BYTE}:"
 CAPTION = "Held-out domain text against the base, by peak learning rate and batch size, with 95 % intervals."
 
 
@@ -56,7 +59,7 @@ def outcome(found: Sequence[Measured]) -> Outcome:
     figure = courses_figure(courses, CAPTION, "peak learning rate", is_tokens=False)
     headline = f"Best of {len(found)}: learning rate {_words(best)}, {change_words(changes[best.variant.name])}."
     points = _beside(found, best)
-    findings = (*_findings(found, best), *(["Beside the best, its neighbours in rate and batch:"] if points else []))
+    findings = (*_findings(found, best), *([_LEAD] if points else []))
     return Outcome(headline, findings, table, tuple(numbers), figure, points)
 
 
@@ -104,10 +107,10 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
     return (*sentences, *judged_on(found), *without_common_seed(found))
 
 
-def _beside(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
+def _beside(found: Sequence[Measured], best: Measured) -> tuple[tuple[str, str], ...]:
     """Compare the best member's neighbours with it, on the same documents and seeds."""
     points = []
     for each in neighbours(best, found):
         behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
-        points.append(f"{_words(each)}: domain {change_words(behind)}: {told(behind)}")
+        points.append((_words(each), f"domain {difference_words(behind)}: {told(behind)}"))
     return tuple(points)

@@ -9,11 +9,13 @@ from onward.statistics import Interval
 from onward.studies.kinds import NONE, REPLAY
 from onward.studies.outcome import (
     INTERVAL,
+    PER_BYTE,
     Measured,
     Outcome,
     as_numbers,
     change_texts,
     change_words,
+    difference_words,
     judged_on,
     listed,
     number_of,
@@ -169,12 +171,12 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
     return (*sentences, *judged_on(found), *without_common_seed(found))
 
 
-def _lead(reference: Measured | None, points: Sequence[str]) -> tuple[str, ...]:
+def _lead(reference: Measured | None, points: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Say what the kinds are compared with, or why they are not."""
     if reference is None:
         return ("No member replays general text alone, so there is none to compare the kinds with.",)
     words = "Of each kind the member is taken whose two changes add up to the least. Beside "
-    return (f"{words}{reference.variant.words}, the one of replay:",) if points else ()
+    return (f"{words}{reference.variant.words}, the one of replay, in {PER_BYTE}:",) if points else ()
 
 
 def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
@@ -187,7 +189,7 @@ def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
     ):
         names = [words[name] for name, each in placed.items() if each.standing == standing]
         parts.append(f"{said}: {listed(names) if names else 'no member'}")
-    return f"{parts[0].capitalize()}; {'; '.join(parts[1:])}."
+    return f"{parts[0][:1].upper()}{parts[0][1:]}; {'; '.join(parts[1:])}."
 
 
 def _best(members: Sequence[Measured], changes: _Changes) -> Measured:
@@ -195,7 +197,7 @@ def _best(members: Sequence[Measured], changes: _Changes) -> Measured:
     return min(members, key=lambda each: sum(change.estimate for change in changes[each.variant.name]))
 
 
-def _families(found: Sequence[Measured], changes: _Changes, best: Measured | None) -> tuple[str, ...]:
+def _families(found: Sequence[Measured], changes: _Changes, best: Measured | None) -> tuple[tuple[str, str], ...]:
     """Compare the best member of each kind with the best of replay, on the same documents and seeds."""
     if best is None:
         return ()
@@ -211,9 +213,8 @@ def _families(found: Sequence[Measured], changes: _Changes, best: Measured | Non
             mine.texts[name].beyond(best.texts[name], _RESAMPLES, _SEED) for name in ("domain", "general")
         )
         verdict = _verdict(told(domain), told(general))
-        points.append(
-            f"{mine.variant.words}: domain {change_words(domain)}, general {change_words(general)}: {verdict}"
-        )
+        words = f"domain {difference_words(domain)}, general {difference_words(general)}: {verdict}"
+        points.append((mine.variant.words, words))
     return tuple(points)
 
 

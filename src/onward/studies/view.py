@@ -25,8 +25,8 @@ def study_view(result: StudyResult) -> Iterator[RenderableType]:
         yield Text(screened(outcome.headline), style="bold")
         yield _Fitting(outcome.table)
         yield Text(screened(" ".join(outcome.findings)))
-        for point in outcome.points:
-            yield Padding(Text(screened(f"- {point}")), (0, 0, 0, 2))
+        for name, words in outcome.points:
+            yield Padding(Text.assemble("- ", (screened(name), "bold"), f": {screened(words)}"), (0, 0, 0, 2))
     for failure in result.failures:
         words = screened(failure.message.splitlines()[0])
         yield Text(f"not made: {failure.member}: {words} ({failure.traceback})", style="red")

@@ -93,7 +93,7 @@ def _as_json(
         "counts": asdict(counts),
         "headline": None if outcome is None else outcome.headline,
         "findings": [] if outcome is None else list(outcome.findings),
-        "points": [] if outcome is None else list(outcome.points),
+        "points": [] if outcome is None else [list(point) for point in outcome.points],
         "rows": [] if outcome is None else list(outcome.rows),
         "members": members,
         # All of them: blends that cannot be scored fail beside a member that is done.
@@ -120,7 +120,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _findings(page: StudyText) -> str:
     parts = [f"# {plain(page.name)}: study of {plain(page.study)}", f"**{plain(page.headline)}**", plain(page.facts)]
     parts += [" ".join(map(plain, page.findings))] if page.findings else []
-    parts += ["\n".join(f"- {plain(point)}" for point in page.points)] if page.points else []
+    parts += ["\n".join(f"- **{plain(name)}**: {plain(words)}" for name, words in page.points)] if page.points else []
     if page.failures:
         rows = "\n".join(f"- {plain(name)}: {plain(message.splitlines()[0])}" for name, message in page.failures)
         parts.append(f"Not made:\n\n{rows}")
