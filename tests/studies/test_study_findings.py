@@ -189,6 +189,10 @@ def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_
     assert standings["control"] == "control", "it is no remedy, and on no front"
     assert standings["ewc-10"] == "behind"
     assert said_numbers(found), "there are numbers to be checked"
+    (pair,) = (pair for pair in found.pairs if {pair["member"], pair["beside"]} == {"none", "replay-5"})
+    sign = 1 if pair["member"] == "none" else -1
+    assert sign * pair["general"] == pytest.approx(0.08, abs=0.005)
+    assert pair["general_low"] < pair["general"] < pair["general_high"]
     assert_backed(found)
     assert [row[0] for row in found.table.rows] == [row["member"] for row in found.rows]
 

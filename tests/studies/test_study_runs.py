@@ -24,7 +24,7 @@ from onward.signals import Interrupted
 from onward.studies import StudyResult, planned, run_study
 from onward.studies.states import drop_states
 
-FILES = {"study.json", "table.csv", "table.md", "findings.md", "plot.svg", "index.html"}
+FILES = {"study.json", "table.csv", "pairs.csv", "table.md", "findings.md", "plot.svg", "index.html"}
 GRID = {
     "study": {
         "tokens": 960,
@@ -86,6 +86,10 @@ def test_the_files_say_the_same_as_the_result(studied: tuple[Path, StudyResult])
     with open(result.folder / "table.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["member"] for row in rows] == [row["member"] for row in result.outcome.rows]
+    with open(result.folder / "pairs.csv", encoding="utf-8") as file:
+        pairs = list(csv.DictReader(file))
+    members = len(result.outcome.rows)
+    assert len(pairs) == members * (members - 1) // 2
     page = (result.folder / "index.html").read_text(encoding="utf-8")
     for text in (
         *result.outcome.findings,
@@ -228,7 +232,7 @@ def test_what_an_earlier_run_wrote_does_not_stay_beside_a_page_that_denies_it(
     assert "No member was made." in (folder / "findings.md").read_text(encoding="utf-8")
     assert result.outcome is None
     written = {path.name for path in folder.iterdir() if path.is_file()}
-    assert written == FILES - {"table.csv", "table.md", "plot.svg"}
+    assert written == FILES - {"table.csv", "pairs.csv", "table.md", "plot.svg"}
 
 
 def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path) -> None:

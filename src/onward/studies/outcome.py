@@ -46,6 +46,7 @@ class Outcome:
     """headline: one sentence. findings: the sentences of the paragraph. rows: the table's numbers, as JSON.
 
     points: what is compared with one member, by name and in words: a list under the last sentence of the paragraph.
+    pairs: the numbers of every two members beside each other, where the study compares them on the same documents.
     """
 
     headline: str
@@ -54,6 +55,7 @@ class Outcome:
     rows: tuple[Mapping[str, Any], ...]
     figure: Figure | None
     points: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[Mapping[str, Any], ...] = ()
 
 
 def change_texts(change: Interval) -> tuple[str, str]:

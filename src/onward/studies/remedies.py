@@ -1,6 +1,7 @@
 """The study of remedies: domain gain against general loss, the Pareto front, and what can be told from it."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from statistics import mean
 
 from onward.reporting.content import Table
@@ -86,6 +87,20 @@ def outcome(found: Sequence[Measured]) -> Outcome:
         tuple(numbers),
         _figure(found, changes, placed),
         points,
+        pairs_of(order),
+    )
+
+
+def pairs_of(found: Sequence[Measured]) -> tuple[dict[str, str | float | None], ...]:
+    """Return how much more bits per byte each member takes than each that stands after it, paired by document and seed.
+
+    Members that share no seed have no interval (None).
+    """
+    return tuple(
+        {"member": one.variant.name, "beside": other.variant.name}
+        | as_numbers("domain", one.texts["domain"].beyond(other.texts["domain"], _RESAMPLES, _SEED))
+        | as_numbers("general", one.texts["general"].beyond(other.texts["general"], _RESAMPLES, _SEED))
+        for one, other in combinations(found, 2)
     )
 
 

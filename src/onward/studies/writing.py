@@ -19,15 +19,16 @@ from onward.studies.plan import StudyPlan
 
 
 def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> Path:
-    """Write study.json, table.csv, table.md, findings.md, plot.svg and index.html; return the page.
+    """Write study.json, table.csv, pairs.csv, table.md, findings.md, plot.svg and index.html; return the page.
 
-    Of an earlier call's table and plot nothing stays when there is none now.
+    Of an earlier call's tables and plot nothing stays when there is none now.
     """
     folder = plan.folder
     write_json(folder / "study.json", _as_json(plan, outcome, failures, counts))
     page = _page(plan, outcome, failures)
     figure = None if outcome is None else outcome.figure
     _replace(folder / "table.csv", None if outcome is None else _csv(outcome.rows))
+    _replace(folder / "pairs.csv", None if outcome is None or not outcome.pairs else _csv(outcome.pairs))
     _replace(folder / "table.md", None if outcome is None else table_markdown(outcome.table) + "\n")
     _replace(folder / "plot.svg", None if figure is None else standalone(figure.wide, WIDE))
     write_text(folder / "findings.md", _findings(page))
