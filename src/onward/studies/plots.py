@@ -81,7 +81,8 @@ def _plane(points: Sequence[Point], width: int, caption: str) -> str:
         parts += _cross(point, x, y)
     labels = _Labels(left, top, right, bottom)
     labels.taken += [_around(x(p.gain.estimate), y(p.loss.estimate), 6) for p in points]
-    for point in sorted(points, key=lambda point: not point.is_front):
+    # Long names first, while there is room near their points; short ones fit in between.
+    for point in sorted(points, key=lambda point: (not point.is_front, -len(point.name))):
         if wide or point.is_front:
             parts += _label(labels, point, x(point.gain.estimate), y(point.loss.estimate))
     for point in points:  # after the labels, whose halos would hide them
