@@ -1,7 +1,6 @@
 """Remedies in a step of one process: what is frozen, adapted, drawn to the base, and what is off to the bit."""
 
 import copy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,13 +200,6 @@ def test_ewc_with_the_fisher_information_of_other_shapes_is_refused(folder: Path
     with pytest.raises(UserError, match="that of another model") as refused:
         learner_of(folder, ewc=1.0, fisher=other)
     assert "(3, 4) for model.embed_tokens.weight" in str(refused.value.got)
-
-
-def test_without_peft_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match="peft is not installed") as refused:
-        learner_of(folder, lora={})
-    assert "pip install 'onward[lora]'" in str(refused.value.todo)
 
 
 def test_adapters_begin_as_the_base_and_are_the_same_for_a_seed(folder: Path) -> None:

@@ -41,10 +41,10 @@ def add_adapters(model: Any, blocks: Sequence[Any], lora: Lora, seed: int) -> No
     """Put adapters on all linear layers of `blocks`; they alone are trained, everything else of `model` is frozen.
 
     blocks: some of the model's. seed: of the first factors; the run's own random numbers are left alone, and every rank
-    that is given the same seed makes the same adapters. Raises UserError when peft is missing or there is nothing to
-    adapt.
+    that is given the same seed makes the same adapters. Raises UserError when there is nothing to adapt.
     """
-    peft = _peft()
+    import peft
+
     wanted, transposed = _linear_layers(model, blocks)
     if not wanted:
         got = f"{len(blocks)} blocks that are not frozen, without a linear layer"
@@ -94,12 +94,3 @@ def _linear_layers(model: Any, blocks: Sequence[Any]) -> tuple[list[str], bool]:
     }
     assert len(set(found.values())) <= 1, "all of a model's layers keep their weights alike"
     return list(found), any(found.values())
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        todo = "pip install 'onward[lora]', or write training.forgetting.lora: null"
-        raise UserError("peft is not installed", "training.forgetting.lora", todo=todo) from None
-    return peft
