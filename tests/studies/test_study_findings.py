@@ -72,16 +72,18 @@ def lone(name: str, domain: float, seed: int, family: str = "") -> Measured:
     return replace(each, runs={seed: Path(name)}, texts=texts)
 
 
-def test_members_without_a_common_seed_are_not_distinguishable_and_the_findings_say_so() -> None:
+def test_members_without_a_common_seed_have_no_verdict_and_the_findings_say_so() -> None:
     first, second = lone("none", -0.5, 0), lone("replay-5", -0.2, 1, "replay")
     difference = second.texts["domain"].beyond(first.texts["domain"], 500, 0)
     assert difference.estimate == pytest.approx(0.3, abs=0.01)
     assert np.isnan([difference.low, difference.high]).all()
-    assert told(difference) == "not distinguishable"
+    assert told(difference) == "no verdict"
     for found in (remedies.outcome([first, second]), rates.outcome([first, second])):
-        assert "not distinguishable" in " ".join(" ".join(row) for row in found.table.rows)
+        cells = [row[-1] for row in found.table.rows]
+        assert any(cell.startswith("no verdict") for cell in cells)
+        assert not any(cell.startswith("not distinguishable") for cell in cells)
         assert (
-            "No seed is common to none and replay-5: their differences have no interval and are not distinguishable."
+            "No seed is common to none and replay-5: their differences have no interval and no verdict."
         ) in found.findings
     together = remedies.outcome([first, lone("replay-5", -0.2, 0, "replay")])
     assert "is common to" not in " ".join(together.findings)
@@ -93,7 +95,7 @@ def test_members_without_a_common_seed_are_not_distinguishable_and_the_findings_
         (-0.2, -0.1, "better"),
         (0.1, 0.2, "worse"),
         (-0.1, 0.1, "not distinguishable"),
-        (float("nan"), float("nan"), "not distinguishable"),
+        (float("nan"), float("nan"), "no verdict"),
     ],
 )
 def test_an_interval_that_holds_zero_shows_nothing(low: float, high: float, said: str) -> None:

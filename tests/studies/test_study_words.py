@@ -39,7 +39,9 @@ def test_what_is_said_of_remedies_fits_how_many_there_are() -> None:
     assert "over documents. The" in one.figure.caption
     assert "control" not in one.figure.caption
     assert one.headline.startswith("1 of 1 member is")
-    assert any("among 1 member one" in sentence for sentence in one.findings)
+    assert any("among 1 row of the table one" in sentence for sentence in one.findings)
+    mixed = remedies.outcome([measured("none", -0.5, 0.1, "none"), measured("half", -0.3, 0.0, "blend")])
+    assert mixed.headline.startswith("2 of 2 members and blends are")
     grid = remedies.outcome(a_grid())
     assert grid.figure is not None
     assert "over documents and seeds" in grid.figure.caption

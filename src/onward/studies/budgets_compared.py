@@ -5,6 +5,7 @@ from math import floor, log10
 
 import numpy as np
 
+from onward.analysis.rows import LEAST_GROUPS
 from onward.analysis.wording import number
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
@@ -24,7 +25,10 @@ from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import Text
 
 _RESAMPLES, _SEED = 2000, 0
-CAPTION = "Held-out bits per byte against the base over the tokens trained on, with 95 % intervals."
+CAPTION = (
+    "Held-out bits per byte against the base over the tokens trained on, with 95 % intervals where there are "
+    f"{LEAST_GROUPS} documents or more."
+)
 
 
 def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
@@ -114,7 +118,11 @@ def _headline(points: dict[int, dict[str, Text]], pieces: Sequence[Marginal]) ->
     last = max(points)
     total = points[last]["domain"].change(_RESAMPLES, _SEED)
     found = inflection(pieces)
-    where = "has not halved by then" if found is None else f"halves after {format_tokens(found.tokens)} tokens"
+    if found is None:
+        where = "has not halved by then"
+    else:
+        seems = "seems to halve" if np.isnan(found.after.gain.high) else "halves"
+        where = f"{seems} after {format_tokens(found.tokens)} tokens"
     return f"{format_tokens(last)} tokens change the domain by {change_words(total)}; the gain per token {where}."
 
 

@@ -100,7 +100,7 @@ def without_common_seed(found: Sequence[Measured]) -> list[str]:
         return []
     more = [f"{len(apart) - _MOST_PAIRS} more pairs"] if len(apart) > _MOST_PAIRS else []
     pairs = "; to ".join([*apart[:_MOST_PAIRS], *more])
-    return [f"No seed is common to {pairs}: their differences have no interval and are not distinguishable."]
+    return [f"No seed is common to {pairs}: their differences have no interval and no verdict."]
 
 
 def listed(names: list[str]) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onward.statistics import Interval
-from onward.studies.scored import Text, told
+from onward.studies.scored import NO_VERDICT, Text, told
 
-Standing = Literal["front", "not distinguishable", "behind", "control"]
+Standing = Literal["front", "not distinguishable", "behind", "no verdict", "control"]
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -41,7 +41,8 @@ def place(texts: Mapping[str, Mapping[str, Text]], resamples: int, seed: int) ->
     """Place members, by name, by the changes of domain and general text: lower is better in both.
 
     The front is that of the mean changes. A member off it is behind when a member of the front dominates it and one of
-    the two paired differences excludes zero; where that holds of none, it is not distinguishable from the front.
+    the two paired differences excludes zero; where that holds of none, it is not distinguishable from the front, and
+    there is no verdict where no difference has an interval.
     """
     points = [tuple(_mean(text[corpus]) for corpus in ("domain", "general")) for text in texts.values()]
     names = list(texts)
@@ -65,5 +66,6 @@ def _mean(text: Text) -> float:
 
 def _compared(mine: Mapping[str, Text], theirs: Mapping[str, Text], other: str, resamples: int, seed: int) -> Placed:
     domain, general = (mine[corpus].beyond(theirs[corpus], resamples, seed) for corpus in ("domain", "general"))
-    behind = "worse" in (told(domain), told(general))
-    return Placed("behind" if behind else "not distinguishable", other, domain, general)
+    said = {told(domain), told(general)}
+    standing: Standing = "behind" if "worse" in said else NO_VERDICT if said == {NO_VERDICT} else "not distinguishable"
+    return Placed(standing, other, domain, general)

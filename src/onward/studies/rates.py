@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from onward.analysis.rows import LEAST_GROUPS
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.reporting.figures import rate_text
@@ -19,11 +20,14 @@ from onward.studies.outcome import (
     without_common_seed,
 )
 from onward.studies.plots import Course, courses_figure
-from onward.studies.scored import told
+from onward.studies.scored import NO_VERDICT, told
 
 _RESAMPLES, _SEED = 2000, 0
 _LEAD = f"Beside the best, its neighbours in rate and batch, in {PER_BYTE}:"
-CAPTION = "Held-out domain text against the base, by peak learning rate and batch size, with 95 % intervals."
+CAPTION = (
+    "Held-out domain text against the base, by peak learning rate and batch size, with 95 % intervals where there are "
+    f"{LEAST_GROUPS} documents or more."
+)
 
 
 def outcome(found: Sequence[Measured]) -> Outcome:
@@ -87,7 +91,12 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
     sentences = []
     if "general" in best.texts:
         general = best.texts["general"].change(_RESAMPLES, _SEED)
-        said = {"better": "easier", "worse": "harder"}.get(told(general), "not distinguishable from before")
+        said = {
+            "better": "easier",
+            "worse": "harder",
+            "not distinguishable": "not distinguishable from before",
+            NO_VERDICT: NO_VERDICT,
+        }[told(general)]
         sentences.append(f"General text changes by {change_words(general)} at the best: {said}.")
     alike = [
         _words(each)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean
+from typing import Any
 
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
@@ -25,7 +26,7 @@ from onward.studies.outcome import (
 )
 from onward.studies.pareto import Placed, place
 from onward.studies.plots import Point, plane_figure
-from onward.studies.scored import told
+from onward.studies.scored import NO_VERDICT, told
 from onward.studies.variants import BLEND, CONTROL
 
 _RESAMPLES, _SEED = 2000, 0
@@ -91,13 +92,13 @@ def outcome(found: Sequence[Measured]) -> Outcome:
     )
 
 
-def pairs_of(found: Sequence[Measured]) -> tuple[dict[str, str | float | None], ...]:
+def pairs_of(found: Sequence[Measured]) -> tuple[dict[str, Any], ...]:
     """Return how much more bits per byte each member takes than each that stands after it, paired by document and seed.
 
     Members that share no seed have no interval (None).
     """
     return tuple(
-        {"member": one.variant.name, "beside": other.variant.name}
+        dict[str, Any](member=one.variant.name, beside=other.variant.name)
         | as_numbers("domain", one.texts["domain"].beyond(other.texts["domain"], _RESAMPLES, _SEED))
         | as_numbers("general", one.texts["general"].beyond(other.texts["general"], _RESAMPLES, _SEED))
         for one, other in combinations(found, 2)
@@ -143,7 +144,9 @@ def standing_words(placed: Placed, found: Sequence[Measured]) -> str:
     if placed.dominated_by is None:
         return placed.standing
     words = next(each.variant.words for each in found if each.variant.name == placed.dominated_by)
-    return f"behind {words}" if placed.standing == "behind" else f"not distinguishable from {words}"
+    return {"behind": f"behind {words}", NO_VERDICT: f"no verdict beside {words}"}.get(
+        placed.standing, f"not distinguishable from {words}"
+    )
 
 
 def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> Figure:
@@ -152,6 +155,7 @@ def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Plac
         domain, general = changes[each.variant.name]
         gain = Interval(-domain.estimate, -domain.high, -domain.low)
         kind = placed[each.variant.name].standing
+        kind = "not distinguishable" if kind == NO_VERDICT else kind
         points.append(Point(each.variant.words, gain, general, kind.replace(" ", "-"), kind == "front"))
     return plane_figure(points, caption_of(found))
 
@@ -161,7 +165,8 @@ def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
     tried = sum(not _is_control(each) for each in found)
     are = "is" if len(names) == 1 else "are"
     which = f": {listed(names)}" if len(names) <= _NAMED else ""  # the paragraph names them all
-    return f"{len(names)} of {number_of(tried, 'member')} {are} on the Pareto front{which}."
+    blends = " and blends" if any(each.variant.family == BLEND for each in found) else ""
+    return f"{len(names)} of {number_of(tried, 'member')}{blends} {are} on the Pareto front{which}."
 
 
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
@@ -181,7 +186,7 @@ def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Pl
     over = "seeds and documents" if seeds[0] > 1 else "documents alone, since one seed says nothing of others"
     sentences.append(
         f"Intervals are of 95 %, over {over} ({number} {'seed' if number == '1' else 'seeds'}), each for itself: among "
-        f"{number_of(len(found), 'member')} one in twenty misses by chance. A change below zero is a gain."
+        f"{number_of(len(found), 'row')} of the table one in twenty misses by chance. A change below zero is a gain."
     )
     return (*sentences, *judged_on(found), *without_common_seed(found))
 
@@ -201,8 +206,11 @@ def _front_words(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
         ("front", "on the front of the means"),
         ("not distinguishable", "not distinguishable from it"),
         ("behind", "behind it"),
+        (NO_VERDICT, "without a verdict, for want of intervals"),
     ):
         names = [words[name] for name, each in placed.items() if each.standing == standing]
+        if standing == NO_VERDICT and not names:
+            continue
         parts.append(f"{said}: {listed(names) if names else 'no member'}")
     return f"{parts[0][:1].upper()}{parts[0][1:]}; {'; '.join(parts[1:])}."
 
@@ -236,7 +244,7 @@ def _families(found: Sequence[Measured], changes: _Changes, best: Measured | Non
 def _verdict(domain: str, general: str) -> str:
     """Say both comparisons in one: `worse on the domain, not distinguishable on general text`."""
     if domain == general:
-        return f"{domain} on both" if domain != "not distinguishable" else "not distinguishable from it on either"
+        return "not distinguishable from it on either" if domain == "not distinguishable" else f"{domain} on both"
     return f"{domain} on the domain, {general} on general text"
 
 

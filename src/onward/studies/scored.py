@@ -12,7 +12,8 @@ from onward.analysis.paired import Scored, pair_up, read_scored
 from onward.analysis.rows import LEAST_GROUPS
 from onward.statistics import Interval, paired_bootstrap_ratio, pooled_change
 
-Told = Literal["better", "worse", "not distinguishable"]
+NO_VERDICT: Literal["no verdict"] = "no verdict"
+Told = Literal["better", "worse", "not distinguishable", "no verdict"]
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,13 @@ def _read(folder: Path) -> Scored:
 
 
 def told(difference: Interval) -> Told:
-    """Say what an interval of bits per byte shows: below zero is better; one that holds zero shows nothing."""
-    if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
+    """Say what an interval of bits per byte shows: below zero is better; one that holds zero shows nothing.
+
+    Too few documents, or no seed in common, give no interval and so no verdict.
+    """
+    if np.isnan(difference.low):
+        return NO_VERDICT
+    if difference.low <= 0 <= difference.high:
         return "not distinguishable"
     return "better" if difference.high < 0 else "worse"
 

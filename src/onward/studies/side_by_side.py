@@ -18,12 +18,17 @@ from onward.studies.outcome import (
     listed,
 )
 from onward.studies.plots import Row, rows_figure
-from onward.studies.scored import apart, told
+from onward.studies.scored import NO_VERDICT, apart, told
 
 _RESAMPLES, _SEED = 2000, 0
 _SIDES = ("easier", "harder")
 CAPTION = "Change of held-out bits per byte against each base, with 95 % intervals."
-_KINDS = {"better": "gained", "worse": "lost", "not distinguishable": "not-distinguishable"}
+_KINDS = {
+    "better": "gained",
+    "worse": "lost",
+    "not distinguishable": "not-distinguishable",
+    NO_VERDICT: "not-distinguishable",
+}
 
 
 def outcome(found: Sequence[Measured], study: str) -> Outcome:
@@ -90,15 +95,9 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
     if study == "sizes":
         sentences.append(_persists(ordered))
     elif len(found) > 1:
-        close = [
-            f"{one.variant.words} and {other.variant.words}"
-            for one, other in combinations(ordered, 2)
-            if told(apart(_change(one), _change(other))) == "not distinguishable"
-        ]
-        said = f"not distinguishable: {'; '.join(close)}" if close else "every two domains can be told apart"
         sentences.append(
-            f"Of the gains in bits per byte, {said}. A domain that the base knows less leaves more to gain, so the "
-            "gains compare the domains for this base, not the recipe."
+            f"Of the gains in bits per byte, {_told_apart(ordered)}. A domain that the base knows less leaves more to "
+            "gain, so the gains compare the domains for this base, not the recipe."
         )
     worse = [each.variant.words for each in found if "general" in each.texts and told(_general(each)) == "worse"]
     if any("general" in each.texts for each in found):
@@ -109,6 +108,17 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
     over = "seeds and documents" if seeds > 1 else "documents alone, since one seed says nothing of others"
     sentences.append(f"Intervals are of 95 %, over {over}; differences between rows take theirs as independent.")
     return (*sentences, *judged_on(found))
+
+
+def _told_apart(found: Sequence[Measured]) -> str:
+    """Say which gains cannot be told apart: `not distinguishable: a and b; c and d`."""
+    pairs: dict[str, list[str]] = {"not distinguishable": [], NO_VERDICT: []}
+    for one, other in combinations(found, 2):
+        said = told(apart(_change(one), _change(other)))
+        if said in pairs:
+            pairs[said].append(f"{one.variant.words} and {other.variant.words}")
+    parts = [f"{said}: {'; '.join(names)}" for said, names in pairs.items() if names]
+    return ", ".join(parts) if parts else "every two domains can be told apart"
 
 
 def _general(each: Measured) -> Interval:
@@ -122,6 +132,7 @@ def _persists(ordered: Sequence[Measured]) -> str:
         "better": "the gain persists",
         "worse": "there is no gain but a loss",
         "not distinguishable": "the gain cannot be told from none",
+        NO_VERDICT: "there is no verdict on the gain",
     }[told(_change(large))]
     said = f"At the largest size, {large.variant.words}, {persists}: {change_words(_change(large))}"
     if len(ordered) == 1:
@@ -131,6 +142,7 @@ def _persists(ordered: Sequence[Measured]) -> str:
         "better": "a better change than",
         "worse": "a worse change than",
         "not distinguishable": "a change not distinguishable from that",
+        NO_VERDICT: "with no verdict beside that",
     }[told(difference)]
     return (
         f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}. A base that was "
