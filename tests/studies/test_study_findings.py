@@ -209,7 +209,7 @@ def test_every_member_is_drawn_and_the_front_is_named() -> None:
     assert found.figure is not None
     for each in a_grid():
         assert f">{each.variant.words}</text>" in found.figure.wide
-    assert found.figure.wide.count("<circle") == len(a_grid())
+    assert found.figure.wide.count('class="mark ') == len(a_grid())
 
 
 def test_thirty_members_close_to_each_other_all_have_their_label() -> None:

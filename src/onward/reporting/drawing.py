@@ -67,6 +67,11 @@ def rectangle(x: float, y: float, width: float, height: float, kind: str) -> str
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" class="{kind}"/>'
 
 
+def circle(x: float, y: float, radius: float, kind: str) -> str:
+    """Return a circle; x, y: its centre."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{kind}"/>'
+
+
 def path(points: Iterable[tuple[float, float]], kind: str) -> str:
     """Return an open line through the points."""
     return f'<path d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in points)}" class="{kind}"/>'

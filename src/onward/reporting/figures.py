@@ -7,7 +7,7 @@ import numpy as np
 
 from onward.analysis import Difference, LossCurve
 from onward.analysis.wording import change_text, title
-from onward.reporting.drawing import Scale, line, path, svg, text, tick_text, ticks, token_text
+from onward.reporting.drawing import Scale, circle, line, path, svg, text, tick_text, ticks, token_text
 
 WIDE, NARROW = 760, 380
 
@@ -39,7 +39,7 @@ def _loss_picture(curve: LossCurve, stages: Sequence[int], width: int, caption: 
     parts.append(path(((x(t), loss(v)) for t, v in zip(curve.tokens, curve.loss, strict=True)), "raw"))
     parts.append(path(((x(t), loss(v)) for t, v in zip(curve.tokens, curve.smooth, strict=True)), "smooth"))
     end = float(curve.smooth[-1])
-    parts.append(f'<circle cx="{x(curve.tokens[-1]):.1f}" cy="{loss(end):.1f}" r="3.5" class="end"/>')
+    parts.append(circle(x(curve.tokens[-1]), loss(end), 3.5, "end"))
     parts.append(text(right + 8, loss(end) + 4, f"{end:.2f}", "value"))
     parts.append(text(left - 38, top - 16, "loss, nats per token", "label"))
     parts.append(text(left - 38, rate_top - 12, "learning rate", "label"))
@@ -169,7 +169,7 @@ def _forest_row(row: ForestRow, x: Scale, y: float, scale: float, first: bool, w
     mark_y = y if width == WIDE else y + 10
     parts = [
         line(x(low), mark_y, x(high), mark_y, f"interval {kind}"),
-        f'<circle cx="{x(scale * difference.delta):.1f}" cy="{mark_y:.1f}" r="4.5" class="mark {kind}"/>',
+        circle(x(scale * difference.delta), mark_y, 4.5, f"mark {kind}"),
     ]
     if width == WIDE:
         if first:

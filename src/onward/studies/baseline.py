@@ -15,7 +15,9 @@ from onward.studies.scored import units
 
 _NORMAL = 1.96
 CAPTION = "Task scores of the base above guessing, in percentage points, with 95 % intervals."
-TEXT_CAPTION = "Held-out text of the base in bits per byte, with 95 % intervals."
+TEXT_CAPTION = (
+    f"Held-out text of the base in bits per byte, with 95 % intervals where there are {LEAST_GROUPS} documents or more."
+)
 
 
 def outcome(scores: Path) -> Outcome:
@@ -46,7 +48,7 @@ def outcome(scores: Path) -> Outcome:
     figure = (
         rows_figure(drawn, CAPTION, ("below guessing", "above"), "points")
         if drawn
-        else rows_figure(_text_rows(texts), TEXT_CAPTION, ("", "harder"), PER_BYTE)
+        else rows_figure(_text_rows(texts), TEXT_CAPTION, None, PER_BYTE)
     )
     sentences = (*_texts_words(texts), *_tasks_words(scored.scores.tasks, at_guessing, len(drawn)))
     return Outcome(_headline(texts), sentences, table, tuple(numbers), figure)

@@ -69,7 +69,7 @@ def outcome(found: Sequence[Measured], whole: Recipe) -> Outcome:
     body.append(("training of the whole recipe", f"{format_seconds(seconds)} at this speed, scoring not counted", ""))
     table = Table(f"A pilot of {format_tokens(pilot.tokens)} tokens, {len(rows)} steps", ("check", "found", "verdict"),
                   (False, False, False), tuple(body))  # fmt: skip
-    figure = _figure(rows, pilot.tokens)
+    figure = _figure(rows)
     against = [check.name for check in checks if check.verdict == Look]
     headline = "Go: the pilot shows nothing against the whole training." if go else (
         f"Look first: {listed(against)}."
@@ -152,11 +152,12 @@ def _memory(rows: Sequence[Mapping[str, Any]]) -> Check:
     return Check("memory", size_text(max(int(row.get("memory_bytes") or 0) for row in rows)), "")
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], tokens: int) -> Figure | None:
+def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     curve = loss_curve(rows)
     if curve is None:
         return None
-    drawn = loss_figure(curve, (tokens,))
+    # Steps are whole, so that more may be trained than was asked for.
+    drawn = loss_figure(curve, (int(rows[-1]["tokens"]),))
     return Figure("plot", drawn.caption, drawn.wide, drawn.narrow)
 
 

@@ -1,10 +1,11 @@
 """The plots of the studies as inline SVG, in a wide form and one for narrow screens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import cos, hypot, isfinite, log10, pi, sin
 
-from onward.reporting.drawing import Scale, line, path, svg, text, tick_text, ticks, token_text
+from onward.reporting.drawing import Scale, circle, line, path, rectangle, svg, text, tick_text, ticks, token_text
 from onward.reporting.figures import NARROW, WIDE, Figure, rate_text
 from onward.statistics import Interval
 
@@ -14,9 +15,15 @@ _TURNS = (2, 14, 6, 10, 0, 8, 1, 15, 7, 9, 3, 13, 5, 11, 4, 12)
 """Where a label may stand around its point, in sixteenths of a turn: first where no interval is drawn."""
 _REACHES = (10, 14, 20, 28, 38, 50, 64, 80, 98, 118, 140, 170, 200, 240, 280)
 """How far from its point, in pixels; from some distance on a thin line leads there."""
+_LED, _CLOSE, _CLEAR = 14, 50, 1.25
+"""A label that is close stands where every other point is clearly farther off, else where a line leads to its own."""
 
 _ROOM, _NARROW_ROOM = 24, 8
 """So many labels have room; for each beyond them the picture is a line higher."""
+
+
+CONTROL = "control"
+"""The kind of a point that is no remedy and stands outside."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +36,61 @@ class Point:
     kind: str
     is_front: bool
 
+    def is_named(self, width: int) -> bool:
+        """Whether a label belongs to it: on narrow screens the front and the control alone have room for theirs."""
+        return width == WIDE or self.is_front or self.kind == CONTROL
+
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
 
 @dataclass
 class _Labels:
-    """Labels that have their place, so that the next one goes elsewhere: boxes of left, top, right, bottom."""
+    """Labels that have their place within an area, so that the next one goes elsewhere; points: centres of marks."""
 
-    left: float
-    top: float
-    right: float
-    bottom: float
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    area: _Box
+    points: Sequence[tuple[float, float]]
+    taken: list[_Box] = field(default_factory=list)
 
     def place(self, x: float, y: float, content: str) -> tuple[float, float] | None:
         """Return the left end of the baseline of a label near a point, None where there is no room."""
-        width = len(content) * _CHARACTER
-        for reach in _REACHES:
-            for turn in _TURNS:
-                angle = turn * pi / 8
-                near, middle = x + reach * cos(angle), y - reach * sin(angle)
-                # Beside the point the label begins or ends there; above and below it stands in the middle.
-                start = near - width / 2 if abs(cos(angle)) < 0.3 else near - (width if cos(angle) < 0 else 0)
-                box = (start, middle - _LINE / 2, start + width, middle + _LINE / 2)
-                inside = box[0] >= self.left and box[2] <= self.right and box[1] >= self.top and box[3] <= self.bottom
-                if inside and not any(_meet(box, other) for other in self.taken):
-                    self.taken.append(box)
-                    return box[0], box[3] - 3.5
-        return None
+        free = [(reach, box) for reach, box in _boxes(x, y, len(content) * _CHARACTER) if self._is_free(box)]
+        if not free:
+            return None
+        own = (box for reach, box in free if reach <= _CLOSE and self._is_own(box, x, y))
+        led = (box for reach, box in free if reach > _LED)
+        box = next(chain(own, led), free[0][1])
+        self.taken.append(box)
+        return box[0], box[3] - 3.5
+
+    def _is_free(self, box: _Box) -> bool:
+        left, top, right, bottom = self.area
+        inside = box[0] >= left and box[2] <= right and box[1] >= top and box[3] <= bottom
+        return inside and not any(_meet(box, other) for other in self.taken)
+
+    def _is_own(self, box: _Box, x: float, y: float) -> bool:
+        clear = _CLEAR * _distance(box, x, y)
+        return all(_distance(box, *point) >= clear for point in self.points if point != (x, y))
 
 
-def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _boxes(x: float, y: float, width: float) -> Iterator[tuple[int, _Box]]:
+    """Yield where a label may stand around a point, from near to far, with its distance."""
+    for reach in _REACHES:
+        for turn in _TURNS:
+            angle = turn * pi / 8
+            near, middle = x + reach * cos(angle), y - reach * sin(angle)
+            # Beside the point the label begins or ends there; above and below it stands in the middle.
+            start = near - width / 2 if abs(cos(angle)) < 0.3 else near - (width if cos(angle) < 0 else 0)
+            yield reach, (start, middle - _LINE / 2, start + width, middle + _LINE / 2)
+
+
+def _distance(box: _Box, x: float, y: float) -> float:
+    """How far a point is from the line through the middle of a label's words."""
+    return hypot(max(box[0] - x, 0, x - box[2]), y - (box[1] + box[3]) / 2)
+
+
+def _meet(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -68,7 +101,7 @@ def plane_figure(points: Sequence[Point], caption: str) -> Figure:
 
 def _plane(points: Sequence[Point], width: int, caption: str) -> str:
     wide = width == WIDE
-    named = sum(wide or point.is_front for point in points)
+    named = sum(point.is_named(width) for point in points)
     higher = _LINE * max(0, named - (_ROOM if wide else _NARROW_ROOM))
     left, right, top, bottom = (64, width - 20, 34, 500 + higher) if wide else (46, width - 10, 34, 360 + higher)
     x = Scale(*_room([0.0, *_ends(point.gain for point in points)]), left, right)
@@ -79,15 +112,14 @@ def _plane(points: Sequence[Point], width: int, caption: str) -> str:
     parts.append(path(((x(p.gain.estimate), y(p.loss.estimate)) for p in front), "front"))
     for point in points:
         parts += _cross(point, x, y)
-    labels = _Labels(left, top, right, bottom)
-    labels.taken += [_around(x(p.gain.estimate), y(p.loss.estimate), 6) for p in points]
+    centres = [(x(point.gain.estimate), y(point.loss.estimate)) for point in points]
+    labels = _Labels((left, top, right, bottom), centres, [_around(*centre, 6) for centre in centres])
     # Long names first, while there is room near their points; short ones fit in between.
     for point in sorted(points, key=lambda point: (not point.is_front, -len(point.name))):
-        if wide or point.is_front:
+        if point.is_named(width):
             parts += _label(labels, point, x(point.gain.estimate), y(point.loss.estimate))
-    for point in points:  # after the labels, whose halos would hide them
-        place = x(point.gain.estimate), y(point.loss.estimate)
-        parts.append(f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4.5" class="mark {point.kind}"/>')
+    # After the labels, whose halos would hide them.
+    parts += [_mark(point.kind, *centre) for point, centre in zip(points, centres, strict=True)]
     unit = "bits per byte" if wide else "bits/byte"
     parts.append(text(left - 40 if wide else 4, top - 16, f"general text: {unit} lost (lower is better)", "label"))
     parts.append(text(right, bottom + 38, f"domain text: {unit} gained (further right is better)", "label", "end"))
@@ -100,12 +132,19 @@ def _label(labels: _Labels, point: Point, x: float, y: float) -> list[str]:
         return []
     middle = at[0] + len(point.name) * _CHARACTER / 2
     near = min(max(x, at[0]), at[0] + len(point.name) * _CHARACTER), at[1] - 4
-    leader = [line(x, y, *near, "leader")] if hypot(near[0] - x, near[1] - y) > 14 else []
+    leader = [line(x, y, *near, "leader")] if hypot(near[0] - x, near[1] - y) > _LED else []
     return [*leader, text(middle, at[1], point.name, "note strong" if point.is_front else "note", "middle")]
 
 
-def _around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
+def _around(x: float, y: float, reach: float) -> _Box:
     return x - reach, y - reach, x + reach, y + reach
+
+
+def _mark(kind: str, x: float, y: float) -> str:
+    """Draw an estimate; the control's is a square, since hollow rounds stand for members near the front."""
+    if kind == CONTROL:
+        return rectangle(x - 4, y - 4, 8, 8, f"mark {kind}")
+    return circle(x, y, 4.5, f"mark {kind}")
 
 
 def _cross(point: Point, x: Scale, y: Scale) -> list[str]:
@@ -148,27 +187,32 @@ class Row:
     kind: str
 
 
-def rows_figure(rows: Sequence[Row], caption: str, sides: tuple[str, str], unit: str) -> Figure:
-    """Draw intervals in rows around zero; sides: what left and right mean."""
+def rows_figure(rows: Sequence[Row], caption: str, sides: tuple[str, str] | None, unit: str) -> Figure:
+    """Draw intervals in rows; sides: what left and right of zero mean, None for values that are no changes."""
     return Figure("plot", caption, *(_rows(rows, width, caption, sides, unit) for width in (WIDE, NARROW)))
 
 
-def _rows(rows: Sequence[Row], width: int, caption: str, sides: tuple[str, str], unit: str) -> str:
+def _rows(rows: Sequence[Row], width: int, caption: str, sides: tuple[str, str] | None, unit: str) -> str:
     wide = width == WIDE
     left, right, pitch = (250, width - 190, 26) if wide else (14, width - 14, 46)
-    top, y = 40, 40.0
-    x = Scale(*_room([0.0, *_ends(row.value for row in rows)]), left, right)
+    top = y = 40.0 if sides else 16.0
+    low, high = _room([0.0, *_ends(row.value for row in rows)])
+    x = Scale(low if sides else 0.0, high, left, right)
     places = []
     for number, row in enumerate(rows):
         y += pitch + (10 if number and rows[number - 1].group != row.group else 0)
         places.append(y - pitch / 2)
     bottom = y + 6
     values = ticks(x.low, x.high, 6 if wide else 4)
-    parts = [line(x(v), top - 8, x(v), bottom, "grid") for v in values]
-    parts.append(line(x(0), top - 8, x(0), bottom, "zero"))
-    parts += [text(x(v), bottom + 18, tick_text(v, values, sign=True), "tick", "middle") for v in values]
-    parts.append(text(left, top - 20, f"\N{LEFTWARDS ARROW} {sides[0]}", "label"))
-    parts.append(text(right, top - 20, f"{sides[1]} \N{RIGHTWARDS ARROW}", "label", "end"))
+    # On narrow screens names stand over the marks, and a line from top to bottom would run through them.
+    pieces = [(top - 8, bottom)] if wide else [(at - 2, at + 22) for at in places]
+    parts = [
+        line(x(v), start, x(v), end, "grid" if v else "zero") for v in sorted({*values, 0.0}) for start, end in pieces
+    ]
+    parts += [text(x(v), bottom + 18, tick_text(v, values, sign=bool(sides)), "tick", "middle") for v in values]
+    if sides:
+        parts.append(text(left, top - 20, f"\N{LEFTWARDS ARROW} {sides[0]}", "label"))
+        parts.append(text(right, top - 20, f"{sides[1]} \N{RIGHTWARDS ARROW}", "label", "end"))
     for number, (row, at) in enumerate(zip(rows, places, strict=True)):
         is_first = not number or rows[number - 1].group != row.group
         parts += _row(row, x, at, is_first, width)
@@ -182,7 +226,7 @@ def _row(row: Row, x: Scale, y: float, is_first: bool, width: int) -> list[str]:
     low, high = (end if isfinite(end) else row.value.estimate for end in (row.value.low, row.value.high))
     parts = [
         line(x(low), mark_y, x(high), mark_y, f"interval {row.kind}"),
-        f'<circle cx="{x(row.value.estimate):.1f}" cy="{mark_y:.1f}" r="4.5" class="mark {row.kind}"/>',
+        circle(x(row.value.estimate), mark_y, 4.5, f"mark {row.kind}"),
     ]
     if wide:
         parts += [text(0, y + 4, row.group, "name")] if is_first else []
@@ -208,7 +252,8 @@ def courses_figure(courses: Sequence[Course], caption: str, x_label: str, is_tok
 
 def _courses(courses: Sequence[Course], width: int, caption: str, x_label: str, is_tokens: bool) -> str:
     wide = width == WIDE
-    left, right, top, bottom = 64, width - (120 if wide else 76), 34, 330
+    longest = max(len(course.name) for course in courses)
+    left, right, top, bottom = 64, width - (10 + longest * _CHARACTER), 34, 330
     places = sorted({place for course in courses for place, _ in course.points})
     logs = [log10(place) for place in places]
     x = Scale(min(logs) - 0.08, max(logs) + 0.08, left, right)
@@ -231,7 +276,7 @@ def _courses(courses: Sequence[Course], width: int, caption: str, x_label: str, 
         for (px, py), (_, value) in zip(points, course.points, strict=True):
             if isfinite(value.low):
                 parts.append(line(px, y(value.low), px, y(value.high), f"reach {kind}"))
-            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" class="dot {kind}"/>')
+            parts.append(circle(px, py, 3.5, f"dot {kind}"))
         parts.append(text(right + 6, ends[number] + 4, course.name, "note"))
     parts.append(text(left - 40, top - 16, "change in bits per byte (lower is better)", "label"))
     parts.append(text(right, bottom + 38, x_label, "label", "end"))
