@@ -182,9 +182,14 @@ def test_a_recipe_is_blended_by_its_own_text(invoke: Invoke, tmp_path: Path) -> 
     untrained = invoke("blend", "small.yaml")
     assert untrained.exit_code == 2
     assert "no stage of this recipe is trained yet" in untrained.stderr
-    assert invoke("train", "small.yaml", "--workers", 1).exit_code == 0
+    assert invoke("run", "small.yaml", "--workers", 1).exit_code == 0
     result = invoke("blend", "small.yaml", "--steps", 3, "--workers", 1)
     assert result.exit_code == 0, result.output
+    assert "to score: 1 share x" in result.stderr, "the run has scored the two models"
+    assert "share 2 of 3: scoring" in result.stderr
+    assert "share 1 of 3: scoring" not in result.stderr
+    assert "share 3 of 3: scoring" not in result.stderr
+    assert "to score" not in invoke("blend", "small.yaml", "--steps", 3, "--workers", 1).stderr
     found = json.loads(Path("runs/small/blend/blend.json").read_bytes())
     assert found["adapted"] == "tokens-000000960"
     assert found["documents"].keys() == {"domain", "general"}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onward.artifact import Folders, fingerprint, read_manifest, write_json, write_text
 from onward.errors import UserError
@@ -58,12 +58,14 @@ def score_blends(
     folders: Folders | None = None,
     progress: Progress | None = None,
     processes: int = 1,
+    known: Sequence[Path] = (),
 ) -> tuple[ScoredBlend, ...]:
     """Score blends on held-out text and tasks, each into an artifact `place/share-SHARE`; done before, it is only read.
 
     held_out: folder of each corpus artifact by name. Shares 0 and 1 are the two models themselves. A blend is made in
     memory, rounded to the adapted model's stored type, as it would be written. Scores of other inputs stand beside
-    (`share-SHARE-FINGERPRINT`). Raises UserError when the models are not of one network and tokenizer.
+    (`share-SHARE-FINGERPRINT`). known: folders of scores of the two models, for the ends. Raises UserError when the
+    models are not of one network and tokenizer.
     """
     from onward.model.blend import blend_source, open_pair
 
@@ -73,7 +75,8 @@ def score_blends(
     for number, share in enumerate(shares, 1):
         named = Named(progress or Silent(), f"share {number} of {len(shares)}")
         how = HowToScore(settled, folders=folders, seed=seed, progress=named, processes=processes)
-        folder, scores = score_source(blend_source(base, adapted, share), held_out, how, place / f"share-{share:g}")
+        model, ends = blend_source(base, adapted, share), known if share in (0, 1) else ()
+        folder, scores = score_source(model, held_out, how, place / f"share-{share:g}", ends)
         scored.append(ScoredBlend(share, folder, scores))
     return tuple(scored)
 
@@ -108,6 +111,7 @@ def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedM
 
     Raises UserError when no stage is trained.
     """
+    from onward.evaluation.evaluate import base_scores_folder
     from onward.training.stages import stages_of
 
     stages = stages_of(run.recipe.training, run.recipe.training_seed, run.folder)
@@ -125,12 +129,15 @@ def blend_run(run: "Run", how: HowToScore, steps: int, rule: "Rule") -> BlendedM
         "a run's text is settled: give it another name with a larger corpus.held_out.share and general.held_out.share"
     )
     todo += "" if limit is None else f", or a larger evaluation.held_out_tokens ({limit:,} now)"
-    return _blended(_Line(run.base, adapted, texts, how, steps, todo), how.out, rule)
+    settled = _settled(how.evaluation, run.base, adapted)
+    of_base = base_scores_folder(run.folders, run.base, evaluation=settled, held_out=texts, seed=how.seed)
+    known = (of_base, run.folder / "scores" / last.folder.name)
+    return _blended(_Line(run.base, adapted, texts, how, steps, todo, known), how.out, rule)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """What is blended and scored. todo: what helps against too little text."""
+    """What is blended and scored. todo: what helps against too little text. known: scores of the two models, if any."""
 
     base: ModelSource
     adapted: ModelSource
@@ -138,6 +145,7 @@ class _Line:
     how: HowToScore
     steps: int
     todo: str
+    known: Sequence[Path] = ()
 
     def place(self, wanted: Path) -> Path:
         """Return the folder for these models, texts and settings: beside one of others, which is kept."""
@@ -159,8 +167,11 @@ class _Line:
                 return beside
         return wanted
 
-    def require_halves(self) -> None:
-        """Refuse text that cannot be halved before any of it is scored, and say how much there is to score."""
+    def require_halves(self, place: Path) -> None:
+        """Refuse text that cannot be halved before any of it is scored, and say how much there is to score.
+
+        place: of the scores; what is there is not counted, nor what is known of the two models.
+        """
         from onward.analysis.blending import require_halves
         from onward.evaluation.heldout import read_front
         from onward.model.tokenizer import read_tokenizer
@@ -172,8 +183,24 @@ class _Line:
             require_halves(name, front.documents, self.todo)
             each += front.tokens
         tasks = " and the tasks" if self.how.evaluation.tasks else ""
-        told = f"to score: {self.steps} shares x {each:,} tokens of text = {self.steps * each:,}{tasks}"
-        (self.how.progress or Silent()).note(told)
+        left = self._unscored(place)
+        if left:
+            told = f"to score: {left} share{'s' if left > 1 else ''} x {each:,} tokens of text = {left * each:,}{tasks}"
+            (self.how.progress or Silent()).note(told)
+
+    def _unscored(self, place: Path) -> int:
+        """Count the shares that are still to be scored."""
+        from onward.evaluation.evaluate import scores_made_from
+
+        settled = _settled(self.how.evaluation, self.base, self.adapted)
+        inputs: dict[str, Any] = {"evaluation": settled, "held_out": self.texts, "seed": self.how.seed}
+        there = [place / f"share-{share:g}" for share in shares_of(self.steps)]
+        missing = [read_manifest(folder) is None for folder in there]
+        manifests = [read_manifest(folder) for folder in self.known]
+        for end, model in ((0, self.base), (-1, self.adapted)):
+            wanted = fingerprint(scores_made_from(model, **inputs))
+            missing[end] &= not any(manifest and manifest.fingerprint == wanted for manifest in manifests)
+        return sum(missing)
 
 
 def _blended(line: _Line, wanted: Path, rule: "Rule") -> BlendedModels:
@@ -185,8 +212,8 @@ def _blended(line: _Line, wanted: Path, rule: "Rule") -> BlendedModels:
     if rule.general_loss is not None and "general" not in line.texts:
         raise UserError("what general text loses is not known without it", "--general-loss", todo="add --general FILE")
     pair, shares = open_pair(base, adapted), shares_of(line.steps)
-    line.require_halves()
     place = line.place(wanted)
+    line.require_halves(place / "scores")
     scored = score_blends(
         base,
         adapted,
@@ -198,6 +225,7 @@ def _blended(line: _Line, wanted: Path, rule: "Rule") -> BlendedModels:
         folders=how.folders,
         progress=how.progress,
         processes=how.processes,
+        known=line.known,
     )
     points = [read_point(blend.share, blend.folder) for blend in scored]
     found = blending((base.name, adapted.name), points, rule, how.evaluation.resamples, how.seed)

@@ -1,5 +1,6 @@
 """Any models, also ones not made by onward: scored each on the same, and compared item by item."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,15 +94,20 @@ def score_models(models: Sequence[str], how: HowToScore) -> tuple[ScoredModel, .
     return tuple(scored)
 
 
-def score_source(source: ModelSource, texts: Mapping[str, Path], how: HowToScore, place: Path) -> "tuple[Path, Scores]":
+def score_source(
+    source: ModelSource, texts: Mapping[str, Path], how: HowToScore, place: Path, known: Sequence[Path] = ()
+) -> "tuple[Path, Scores]":
     """Score a model on artifacts of text, by name, and on tasks, into `place`; return its folder and the scores.
 
-    Where other scores stand there, the folder is `place-FINGERPRINT`; what is scored already is only read.
+    Where other scores stand there, the folder is `place-FINGERPRINT`; what is scored already is only read. known:
+    folders of scores elsewhere, which are copied where they are of the same model and inputs.
     """
     from onward.evaluation.evaluate import evaluate, scores_made_from
 
     inputs: dict[str, Any] = {"evaluation": how.evaluation, "held_out": texts, "seed": how.seed, "cloze": how.cloze}
-    folder = _place(place, scores_made_from(source, **inputs))
+    made_from = scores_made_from(source, **inputs)
+    folder = _place(place, made_from)
+    _take_over(folder, fingerprint(made_from), known)
     prompts = (how.folders or Folders.default()).cache / "prompts"
     ranks: dict[str, Any] = {"progress": how.progress, "processes": how.processes}
     return folder, evaluate(source, **inputs, folder=folder, prompts=prompts, **ranks)
@@ -203,6 +209,17 @@ def _place(folder: Path, made_from: Mapping[str, Any]) -> Path:
     manifest = read_manifest(folder)
     mine = fingerprint(made_from)
     return folder if manifest is None or manifest.fingerprint == mine else folder.with_name(f"{folder.name}-{mine}")
+
+
+def _take_over(folder: Path, wanted: str, known: Sequence[Path]) -> None:
+    """Copy finished scores of this fingerprint into a folder that is not there yet."""
+    for other in known:
+        manifest = read_manifest(other)
+        if manifest is not None and manifest.fingerprint == wanted and not folder.exists():
+            aside = folder.with_name(f".{folder.name}.copied")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(other, aside)
+            aside.rename(folder)
 
 
 def _is_scores(target: str) -> bool:

@@ -228,7 +228,7 @@ def _costs_view(foresight: Foresight) -> RenderableType:
             total = total.plus(seconds)
         rows.append(("prepare", span(total, duration)))
     remedies = foresight.remedies
-    if remedies.sampling_seconds is not None:
+    if remedies.sampling_seconds is not None and remedies.sampled_tokens > 1:  # of what nobody reads, one is wanted
         drawn = f"{token_text(remedies.sampled_tokens)} tokens from the base model"
         rows.append(("sample", f"{span(remedies.sampling_seconds, duration)}, estimated: {drawn}"))
     if remedies.fisher_seconds is not None:
