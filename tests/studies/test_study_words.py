@@ -45,7 +45,7 @@ def test_what_is_said_of_remedies_fits_how_many_there_are() -> None:
     grid = remedies.outcome(a_grid())
     assert grid.figure is not None
     assert "over documents and seeds" in grid.figure.caption
-    assert "the control is no remedy" in grid.figure.caption
+    assert "the control, a square, is no remedy" in grid.figure.caption
 
 
 @pytest.mark.parametrize(

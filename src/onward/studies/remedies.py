@@ -39,7 +39,7 @@ _Changes = dict[str, tuple[Interval, Interval]]
 def caption_of(found: Sequence[Measured]) -> str:
     """Return the plot's caption, which names seeds only where there are several, and the control where there is one."""
     over = "documents and seeds" if max(len(each.runs) for each in found) > 1 else "documents"
-    control = "; the control is no remedy and stands outside" if any(map(_is_control, found)) else ""
+    control = "; the control, a square, is no remedy and stands outside" if any(map(_is_control, found)) else ""
     return (
         f"Each member against the base, with 95 % intervals over {over}. The dashed line is the Pareto front of the "
         f"means; hollow marks cannot be told from it, grey ones stand behind it{control}."
