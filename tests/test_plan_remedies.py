@@ -93,7 +93,7 @@ def test_the_fisher_information_takes_a_pass_for_each_row_or_for_each_token() ->
     flops = training_flops(shape(), 100_000, 6_450_000)
     assert signs.value == pytest.approx(flops / 1e11 / 0.40, rel=0.2)
     assert signs.low < signs.value < signs.high
-    assert signs == of_documents
+    assert signs.value < of_documents.value, "a document is shorter than a row, and its squares are added up as often"
     assert exact.value > 50 * signs.value, "back through 128 tokens for each of them"
     four = fisher_seconds(Ewc(tokens=100_000), shape(), CPU, 1e11, 64.5, PLAN, dealt=4)
     assert four.value == pytest.approx(signs.value / 4, rel=0.05)

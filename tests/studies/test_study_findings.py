@@ -199,6 +199,43 @@ def test_findings_on_remedies_keep_what_does_not_help_and_say_no_number_that_is_
     assert [row[0] for row in found.table.rows] == [row["member"] for row in found.rows]
 
 
+def few(each: Measured) -> Measured:
+    """The same of four documents: too few for an interval."""
+    texts = {
+        name: replace(text, before=text.before[:4], after=text.after[:, :4], bits=text.bits[:4], group=text.group[:4])
+        for name, text in each.texts.items()
+    }
+    return replace(each, texts=texts)
+
+
+def test_too_few_documents_give_no_verdict_anywhere() -> None:
+    tried = rates.outcome([few(rated(1e-4, 1024, -0.1)), few(rated(1e-3, 1024, -0.3))])
+    assert [row[-1] for row in tried.table.rows] == ["no verdict", "best"]
+    assert "istinguishable from the best" not in " ".join(tried.findings)
+    beside = side_by_side.outcome([few(measured("law", -0.2, 0.01)), few(measured("health", -0.4, 0.02))], "domains")
+    assert beside.headline == "There is no verdict on any of 2 domains: too few held-out documents."
+    assert "no verdict: health and law" in " ".join(beside.findings)
+    assert "became harder" not in " ".join(beside.findings)
+    mixed = side_by_side.outcome([few(measured("law", -0.2, 0.01)), measured("health", -0.4, 0.02)], "domains")
+    assert mixed.headline == "The domain text became easier in 1 of 2 domains: health; 1 without a verdict."
+    grid = remedies.outcome([few(each) for each in a_grid()])
+    assert {row["standing"] for row in grid.rows} == {"front", "no verdict", "control"}
+
+
+def test_a_comparison_that_says_something_goes_before_one_that_cannot() -> None:
+    """Two members of the front are better in the mean; only one shares a seed with the third."""
+    apart_from = measured("a", -0.51, 0.01)
+    apart_from = replace(
+        apart_from, texts={name: replace(text, numbers=(7, 8, 9)) for name, text in apart_from.texts.items()}
+    )
+    placed = place(
+        {each.variant.name: each.texts for each in (apart_from, measured("b", -0.5, 0.005), measured("m", -0.3, 0.1))},
+        500,
+        0,
+    )
+    assert (placed["m"].standing, placed["m"].dominated_by) == ("behind", "b")
+
+
 def test_names_stay_as_they_are_written() -> None:
     found = remedies.outcome([measured("none", -0.5, 0.1, "none"), measured("EWC 1", -0.6, 0.0, "EWC")])
     assert "On the front of the means: EWC 1; " in " ".join(found.findings)
@@ -253,6 +290,18 @@ def test_domains_are_ranked_by_their_gain_per_token_per_parameter() -> None:
     found = side_by_side.outcome([measured("law", -0.2, 0.01), measured("health", -0.4, 0.02)], "domains")
     assert "health 0.4, law 0.2" in found.findings[0], "1M tokens over 1M parameters"
     assert [row["gain_per_token_per_parameter"] for row in found.rows] == pytest.approx([0.2, 0.4], abs=0.002)
+
+
+def test_changes_on_the_same_documents_are_paired_whatever_the_bases() -> None:
+    """Documents that are hard to move make each change uncertain, and not the difference of two."""
+    one = text(-0.2, seeds=3, noise=0.1)
+    weaker = replace(one, before=one.before * 1.5, after=one.before * 1.5 + (one.after - one.before) + 0.02 * one.bits)
+    got = weaker.gained_beyond(one, 500, 0)
+    assert (got.low, got.estimate, got.high) == pytest.approx((0.02, 0.02, 0.02))
+    assert told(apart(weaker.change(500, 0), one.change(500, 0))) == "not distinguishable"
+    others = replace(weaker, bits=weaker.bits * 1.01)
+    independent = others.gained_beyond(one, 500, 0)
+    assert independent == apart(others.change(500, 0), one.change(500, 0)), "of other documents"
 
 
 def test_one_domain_is_compared_with_no_other() -> None:

@@ -37,9 +37,9 @@ def train_by_ranks(
     command += [] if until_step is None else ["--until-step", str(until_step)]
     command += ["--cache", str(folders.cache), "--runs", str(folders.runs)]
     given_up = folder / "checkpoints" / "retreat.json"
-    progress.begin("training", processes, "ranks")
-    progress.advance(processes)
     while True:
+        progress.begin("training", processes, "ranks")
+        progress.advance(processes)
         before = given_up.read_bytes() if given_up.exists() else None
         status = run_ranks(command, processes)
         if status == 0:

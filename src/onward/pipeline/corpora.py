@@ -1,5 +1,6 @@
 """The corpora of a run by name: how much of each is wanted, where it will stand, and its preparation."""
 
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -169,8 +170,9 @@ class Preparing:
         try:
             yield from sample_documents(model, self.tokenizer, settings, seed, first, made)
         finally:
-            del model  # training wants its room
-            if device == "cuda":
+            del model
+            if device == "cuda":  # training wants its room; parts of a model refer to each other
+                gc.collect()
                 torch.cuda.empty_cache()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onward.artifact import Folders, fingerprint, read_manifest, write_json, write_text
+from onward.artifact import Folders, disk_errors, fingerprint, read_manifest, write_json, write_text
 from onward.errors import UserError
 from onward.evaluation.scores import RESULTS
 from onward.model.source import ModelSource, resolve
@@ -218,8 +218,18 @@ def _take_over(folder: Path, wanted: str, known: Sequence[Path]) -> None:
         if manifest is not None and manifest.fingerprint == wanted and not folder.exists():
             aside = folder.with_name(f".{folder.name}.copied")
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(other, aside)
-            aside.rename(folder)
+            with disk_errors(folder):
+                aside.mkdir(parents=True)
+                for path in other.rglob("*"):  # copytree would hide why a file could not be written
+                    _copy(path, aside / path.relative_to(other))
+                aside.rename(folder)
+
+
+def _copy(path: Path, to: Path) -> None:
+    if path.is_dir():
+        to.mkdir(exist_ok=True)
+    else:
+        shutil.copyfile(path, to)
 
 
 def _is_scores(target: str) -> bool:

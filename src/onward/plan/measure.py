@@ -60,7 +60,7 @@ def time_steps(
             getattr(torch, _DTYPES[precision]),
             plan.step_tokens,
             ranks,
-            even,
+            even if training.forgetting.weighed is not None else None,
             forgetting=training.forgetting,
             fisher=weights,
         )

@@ -21,8 +21,9 @@ SAMPLING = Range(0.10, 0.30, 0.60)
 ADAPTERS_AT_WORST = 1.05
 """A step with adapters takes up to so many times one without: they save products and add many small ones, which at a
 width of 192 outweighs it (1.04, `benchmarks/remedies.py`)."""
-_FISHER_ROW_BYTES = 24
-"""Moved for each weight and row: the gradient is read and cleared, the fp64 sum of squares read and written."""
+_FISHER_PASS_BYTES = 24
+"""Moved for each weight and backward pass: the gradient is read and cleared, the fp64 sum of squares read and
+written."""
 _COUNTED_TOKENS = 1_000_000
 
 
@@ -109,13 +110,14 @@ def fisher_seconds(
     """
     flops = training_flops(shape, ewc.tokens, round(ewc.tokens * pairs_per_token))
     if ewc.estimator == "exact" and ewc.per == "token":
-        length = min(float(batches.sequence_tokens), 2 * pairs_per_token - 1)
+        length = max(1.0, min(float(batches.sequence_tokens), 2 * pairs_per_token - 1))
         flops = round(flops * (1 + 2 * length) / 3)
     seconds = Range.exactly(flops / fp32_flops / dealt).divided_by(UTILISATION[machine.kind, "fp32"])
-    rows = ceil(ewc.tokens / batches.sequence_tokens / dealt)
+    each = {"signs": float(batches.sequence_tokens), "exact": 1.0 if ewc.per == "token" else 2 * pairs_per_token - 1}
+    passes = ceil(ewc.tokens / max(1.0, each[ewc.estimator]) / dealt)
     if machine.kind == "cuda":
-        return seconds.plus(LAUNCH_SECONDS.times(shape.layers * rows))
-    return seconds.plus(Range.exactly(rows * _FISHER_ROW_BYTES * shape.parameters / HOST_BANDWIDTH))
+        return seconds.plus(LAUNCH_SECONDS.times(shape.layers * passes))
+    return seconds.plus(Range.exactly(passes * _FISHER_PASS_BYTES * shape.parameters / HOST_BANDWIDTH))
 
 
 def _is_estimated(base: ModelSource, text: Preparation, ewc: Ewc, cache: Path) -> bool:

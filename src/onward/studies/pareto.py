@@ -24,6 +24,10 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return found
 
 
+_SAYING: tuple[Standing, ...] = ("behind", "not distinguishable", NO_VERDICT)
+"""What a comparison says, the most first."""
+
+
 @dataclass(frozen=True)
 class Placed:
     """Where a member stands. dominated_by: the member of the front it is compared with, None on the front itself.
@@ -56,7 +60,7 @@ def place(texts: Mapping[str, Mapping[str, Text]], resamples: int, seed: int) ->
             continue
         above = [other for other in front if all(a <= b for a, b in zip(at[other], at[name], strict=True))]
         compared = [_compared(texts[name], texts[other], other, resamples, seed) for other in above]
-        found[name] = next((each for each in compared if each.standing == "behind"), compared[0])
+        found[name] = min(compared, key=lambda each: _SAYING.index(each.standing))
     return found
 
 

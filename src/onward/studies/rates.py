@@ -98,13 +98,14 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
             NO_VERDICT: NO_VERDICT,
         }[told(general)]
         sentences.append(f"General text changes by {change_words(general)} at the best: {said}.")
-    alike = [
-        _words(each)
+    verdicts = {
+        _words(each): told(each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED))
         for each in found
         if each is not best
-        and told(each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)) == "not distinguishable"
-    ]
-    sentences.append(f"Not distinguishable from the best: {listed(alike) if alike else 'none'}.")
+    }
+    if set(verdicts.values()) - {NO_VERDICT}:
+        alike = [words for words, verdict in verdicts.items() if verdict == "not distinguishable"]
+        sentences.append(f"Not distinguishable from the best: {listed(alike) if alike else 'none'}.")
     rates = sorted({_rate(each) for each in found})
     if len(rates) > 1 and _rate(best) in (rates[0], rates[-1]):
         end = "lowest" if _rate(best) == rates[0] else "highest"

@@ -42,7 +42,7 @@ def caption_of(found: Sequence[Measured]) -> str:
     control = "; the control, a square, is no remedy and stands outside" if any(map(_is_control, found)) else ""
     return (
         f"Each member against the base, with 95 % intervals over {over}. The dashed line is the Pareto front of the "
-        f"means; hollow marks cannot be told from it, grey ones stand behind it{control}."
+        f"means; hollow marks cannot be told from it or have no verdict, grey ones stand behind it{control}."
     )
 
 

@@ -71,6 +71,20 @@ class Text:
             return _interval(theirs[0], mine, self.bits, self.group, resamples, seed)
         return _interval(np.zeros(mine.shape[1]), mine - theirs, self.bits, self.group, resamples, seed)
 
+    def is_of_the_documents_of(self, other: "Text") -> bool:
+        """Whether both are of the same documents, told by their sizes and groups."""
+        return np.array_equal(self.bits, other.bits) and np.array_equal(self.group, other.group)
+
+    def gained_beyond(self, other: "Text", resamples: int, seed: int) -> Interval:
+        """Return this change less that of `other`, whose base may be another; below 0 where this one is better.
+
+        Of the same documents it is paired, by document and seed; else the errors are taken as independent (`apart`).
+        """
+        if not self.is_of_the_documents_of(other):
+            return apart(self.change(resamples, seed), other.change(resamples, seed))
+        # What the bases differ by is taken off each document: what is left of the models' difference is the changes'.
+        return replace(self, after=self.after - self.before + other.before).beyond(other, resamples, seed)
+
 
 def _interval(
     before: NDArray[np.float64],

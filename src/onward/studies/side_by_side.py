@@ -14,11 +14,12 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    difference_words,
     judged_on,
     listed,
 )
 from onward.studies.plots import Row, rows_figure
-from onward.studies.scored import NO_VERDICT, apart, told
+from onward.studies.scored import NO_VERDICT, told
 
 _RESAMPLES, _SEED = 2000, 0
 _SIDES = ("easier", "harder")
@@ -34,6 +35,7 @@ _KINDS = {
 def outcome(found: Sequence[Measured], study: str) -> Outcome:
     """Return the table, the plot and the findings; study: `domains` or `sizes`."""
     rows, numbers, drawn = [], [], []
+    small = min(found, key=lambda each: each.variant.at or 0.0) if study == "sizes" else None
     for each in found:
         texts = each.texts
         domain = texts["domain"].change(_RESAMPLES, _SEED)
@@ -49,6 +51,7 @@ def outcome(found: Sequence[Measured], study: str) -> Outcome:
             | {"domain_base": round(texts["domain"].base, 6)}
             | as_numbers("domain", domain)
             | ({} if general is None else as_numbers("general", general))
+            | ({} if small is None or each is small else as_numbers("domain_beside_smallest", _beyond(each, small)))
             | {"gain_per_1M_tokens": round(per[0], 6), "gain_per_token_per_parameter": round(per[1], 6)}
         )
         drawn += [Row(each.variant.words, name, change, change_words(change).replace(" bits per byte", ""),
@@ -84,7 +87,11 @@ def _headline(found: Sequence[Measured], study: str) -> str:
     better = [each.variant.words for each in found if told(_change(each)) == "better"]
     what = "domains" if study == "domains" else "sizes"
     names = f": {listed(better)}" if better else ""
-    return f"The domain text became easier in {len(better)} of {len(found)} {what}{names}."
+    unknown = sum(told(_change(each)) == NO_VERDICT for each in found)
+    if unknown == len(found):
+        return f"There is no verdict on any of {len(found)} {what}: too few held-out documents."
+    without = f"; {unknown} without a verdict" if unknown else ""
+    return f"The domain text became easier in {len(better)} of {len(found)} {what}{names}{without}."
 
 
 def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
@@ -100,13 +107,16 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
             "gain, so the gains compare the domains for this base, not the recipe."
         )
     worse = [each.variant.words for each in found if "general" in each.texts and told(_general(each)) == "worse"]
-    if any("general" in each.texts for each in found):
+    if any("general" in each.texts and told(_general(each)) != NO_VERDICT for each in found):
         sentences.append(
             f"General text became harder in {len(worse)} of {len(found)}{f': {listed(worse)}' if worse else ''}."
         )
     seeds = min(len(each.runs) for each in found)
     over = "seeds and documents" if seeds > 1 else "documents alone, since one seed says nothing of others"
-    sentences.append(f"Intervals are of 95 %, over {over}; differences between rows take theirs as independent.")
+    texts = [each.texts["domain"] for each in found]
+    paired = all(text.is_of_the_documents_of(texts[0]) for text in texts)
+    rows = "are paired by document and seed" if paired else "take theirs as independent"
+    sentences.append(f"Intervals are of 95 %, over {over}; differences between rows {rows}.")
     return (*sentences, *judged_on(found))
 
 
@@ -114,11 +124,16 @@ def _told_apart(found: Sequence[Measured]) -> str:
     """Say which gains cannot be told apart: `not distinguishable: a and b; c and d`."""
     pairs: dict[str, list[str]] = {"not distinguishable": [], NO_VERDICT: []}
     for one, other in combinations(found, 2):
-        said = told(apart(_change(one), _change(other)))
+        said = told(_beyond(one, other))
         if said in pairs:
             pairs[said].append(f"{one.variant.words} and {other.variant.words}")
     parts = [f"{said}: {'; '.join(names)}" for said, names in pairs.items() if names]
     return ", ".join(parts) if parts else "every two domains can be told apart"
+
+
+def _beyond(one: Measured, other: Measured) -> Interval:
+    """Return the change of one's domain text less that of the other's."""
+    return one.texts["domain"].gained_beyond(other.texts["domain"], _RESAMPLES, _SEED)
 
 
 def _general(each: Measured) -> Interval:
@@ -137,14 +152,15 @@ def _persists(ordered: Sequence[Measured]) -> str:
     said = f"At the largest size, {large.variant.words}, {persists}: {change_words(_change(large))}"
     if len(ordered) == 1:
         return f"{said}. No other size was made to compare it with."
-    difference = apart(_change(large), _change(small))
+    difference = _beyond(large, small)
     compared = {
         "better": "a better change than",
         "worse": "a worse change than",
         "not distinguishable": "a change not distinguishable from that",
         NO_VERDICT: "with no verdict beside that",
     }[told(difference)]
+    by = "" if difference.low != difference.low else f" (by {difference_words(difference)})"
     return (
-        f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}. A base that was "
-        "trained on less has more to gain, so sizes compare only where the bases read alike."
+        f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}{by}. A base that "
+        "was trained on less has more to gain, so sizes compare only where the bases read alike."
     )
