@@ -159,7 +159,7 @@ def _persists(ordered: Sequence[Measured]) -> str:
         "not distinguishable": "a change not distinguishable from that",
         NO_VERDICT: "with no verdict beside that",
     }[told(difference)]
-    by = "" if difference.low != difference.low else f" (by {difference_words(difference)})"
+    by = "" if difference.low != difference.low else f"; the difference is {difference_words(difference)}"
     return (
         f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}{by}. A base that "
         "was trained on less has more to gain, so sizes compare only where the bases read alike."
