@@ -121,7 +121,7 @@ def _headline(points: dict[int, dict[str, Text]], pieces: Sequence[Marginal]) ->
     if found is None:
         where = "has not halved by then"
     else:
-        seems = "seems to halve" if np.isnan(found.after.gain.high) else "halves"
+        seems = "halves" if found.is_sure else "seems to halve"
         where = f"{seems} after {format_tokens(found.tokens)} tokens"
     return f"{format_tokens(last)} tokens change the domain by {change_words(total)}; the gain per token {where}."
 
