@@ -21,7 +21,7 @@ from onward.plan.costs import (
     pairs_of,
 )
 from onward.plan.fit import foresee_memory
-from onward.plan.foresight import Foresight, Machine, TextForesight
+from onward.plan.foresight import DiskForesight, EvaluationForesight, Foresight, Machine, TextForesight
 from onward.plan.measure import time_steps
 from onward.plan.remedies import foresee_remedies
 from onward.plan.texts import foresee_text
@@ -40,7 +40,6 @@ from onward.training.hardware import Hardware, Precision, known_hardware, measur
 from onward.training.launch import count_gpus
 from onward.training.remedies import parts_of
 from onward.training.schedule import learning_rate
-from onward.training.strategy import Strategy
 
 _CURVE_POINTS = 400
 _LONG_SECONDS = 3 * 86_400.0
@@ -88,8 +87,8 @@ def foresee(
         recipe.training, shape, here.hardware, here.precision, batches, is_here=here.machine.here
     )
     problems += [] if problem is None else [problem]
-    scored = [text for text in texts if text.role in SCORED]
-    problems += [_no_held_out(text) for text in scored if not text.held_out_tokens]
+    problems += [_no_held_out(text) for text in texts if text.role in SCORED and not text.held_out_tokens]
+    strategy = None if memory.chosen is None else memory.strategies[memory.chosen].strategy
     forgetting = recipe.training.forgetting
     remedies = foresee_remedies(
         forgetting,
@@ -102,11 +101,11 @@ def foresee(
         batches,
         _cores(),
         folders.cache,
-        is_split=memory.chosen is not None and _is_split(memory.strategies[memory.chosen].strategy),
+        is_split=strategy is not None and (strategy.sharding != "none" or strategy.offload),
     )
     timed, training = None, None
-    if memory.chosen is not None:
-        strategy, pairs = memory.strategies[memory.chosen].strategy, pairs_of(texts, batches)
+    if strategy is not None:
+        pairs = pairs_of(texts, batches)
         if measure:
             timed = time_steps(
                 base, shape, recipe.training, strategy, here.precision, batches, pairs, devices, progress
@@ -114,12 +113,7 @@ def foresee(
         training = foresee_training(
             here.machine, here.hardware, shape, batches, pairs, strategy, timed, remedies.step_work
         )
-    between = models_between(recipe)
-    models = 1 + len(batches.stage_steps) + between
-    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
-    trained = parts_of(shape, forgetting).trained
-    run_folder = folders.runs / recipe.name
-    disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder)
+    evaluation, disk = _scoring_and_disk(recipe, shape, here, batches, texts, folders)
     if here.machine.here:
         problems += disk_problems(disk, folders)
     foresight = Foresight(
@@ -148,8 +142,22 @@ def foresee(
     return replace(foresight, notes=(*_text_notes(texts, recipe), *_machine_notes(foresight, shape, recipe.training)))
 
 
-def _is_split(strategy: Strategy) -> bool:
-    return strategy.sharding != "none" or strategy.offload
+def _scoring_and_disk(
+    recipe: Recipe,
+    shape: ModelShape,
+    here: _Here,
+    batches: BatchPlan,
+    texts: list[TextForesight],
+    folders: Folders,
+) -> tuple[EvaluationForesight, DiskForesight]:
+    """Return what scoring takes, and what the run writes."""
+    scored, between = [text for text in texts if text.role in SCORED], models_between(recipe)
+    models = 1 + len(batches.stage_steps) + between
+    evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
+    trained = parts_of(shape, recipe.training.forgetting).trained
+    run_folder = folders.runs / recipe.name
+    disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder)
+    return evaluation, disk
 
 
 def _texts(

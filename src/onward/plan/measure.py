@@ -2,7 +2,7 @@
 
 import time
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onward.batches import BatchPlan
 from onward.model.shape import ModelShape
@@ -13,6 +13,10 @@ from onward.plan.remedies import base_work, step_work
 from onward.progress import Progress
 from onward.recipe import Training
 from onward.training.strategy import Strategy
+
+if TYPE_CHECKING:
+    from onward.training.learner import Learner
+    from onward.training.ranks import Ranks
 
 _PAIRS = 2
 """Short and long updates that are timed, each in turn."""
@@ -38,7 +42,6 @@ def time_steps(
     """
     import torch
 
-    from onward.training.learner import Learner
     from onward.training.memory import MemoryMeter
     from onward.training.network import Rows
     from onward.training.ranks import joined
@@ -48,23 +51,7 @@ def time_steps(
     numbers = (1, min(3, micro_batches))
     progress.begin("timing a few steps", 1 + _PAIRS * len(set(numbers)), "updates")
     with joined(strategy.sharding != "none" or strategy.offload) as ranks:
-        weights: dict[str, torch.Tensor] = {}
-
-        def even(model: Any) -> None:
-            weights.update((name, torch.ones(parameter.shape)) for name, parameter in model.named_parameters())
-
-        learner = Learner(
-            base,
-            training.optimizer,
-            strategy,
-            getattr(torch, _DTYPES[precision]),
-            plan.step_tokens,
-            ranks,
-            even if training.forgetting.weighed is not None else None,
-            forgetting=training.forgetting,
-            fisher=weights,
-        )
-        weights.clear()
+        learner = _learner(base, training, strategy, precision, plan, ranks)
         rows = _rows(strategy.micro_batch, plan.sequence_tokens, pairs_per_token, shape.vocabulary)
         on_device = Rows(*rows).to(ranks.device)
         labelled = strategy.micro_batch * plan.sequence_tokens
@@ -93,6 +80,34 @@ def time_steps(
 
 
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def _learner(
+    base: ModelSource, training: Training, strategy: Strategy, precision: str, plan: BatchPlan, ranks: "Ranks"
+) -> "Learner":
+    """Make what trains, remedies included; the Fisher information is all ones."""
+    import torch
+
+    from onward.training.learner import Learner
+
+    weights: dict[str, torch.Tensor] = {}
+
+    def even(model: Any) -> None:
+        weights.update((name, torch.ones(parameter.shape)) for name, parameter in model.named_parameters())
+
+    learner = Learner(
+        base,
+        training.optimizer,
+        strategy,
+        getattr(torch, _DTYPES[precision]),
+        plan.step_tokens,
+        ranks,
+        even if training.forgetting.weighed is not None else None,
+        forgetting=training.forgetting,
+        fisher=weights,
+    )
+    weights.clear()
+    return learner
 
 
 def _rows(rows: int, length: int, pairs_per_token: float, vocabulary: int):  # type: ignore[no-untyped-def]
