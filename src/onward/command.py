@@ -100,13 +100,14 @@ Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks
 def user_errors() -> Iterator[None]:
     """Print what a user can mend and leave with exit code 2; leave with 128 + signal after an interruption."""
     from onward.errors import RankError, UserError
-    from onward.training.launch import RanksEnded, find_place
+    from onward.training.launch import RanksEnded, find_place, tell_words
 
     try:
         yield
     except UserError as error:
         from onward.terminal import print_error
 
+        tell_words(str(error))
         if find_place().is_first or isinstance(error, RankError):  # else the first rank says it too
             print_error(error)
         raise typer.Exit(2) from None

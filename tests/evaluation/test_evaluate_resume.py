@@ -24,7 +24,7 @@ from onward.model import score
 from onward.model.source import TINY, resolve
 from onward.progress import Named, Silent
 from onward.recipe import Evaluation
-from onward.training.launch import RanksEnded
+from onward.training.launch import Ending, RanksEnded
 
 DOCUMENTS, ITEMS = 12, 11
 
@@ -252,7 +252,7 @@ def test_two_ranks_share_the_chunks(inputs: dict[str, Any], tmp_path: Path, monk
     alone = evaluate(resolve(TINY), folder=tmp_path / "alone", **inputs)
     told = []
 
-    def run_ranks(command: list[str], processes: int) -> int:
+    def run_ranks(command: list[str], processes: int) -> Ending:
         for rank in range(processes):
             with monkeypatch.context() as patched:
                 for name, value in (("RANK", rank), ("WORLD_SIZE", processes), ("LOCAL_RANK", rank)):
@@ -261,7 +261,7 @@ def test_two_ranks_share_the_chunks(inputs: dict[str, Any], tmp_path: Path, monk
                 step.score_share(Path(command[1]))
             told.append((sorted(counted.texts), len(counted.requests)))
         monkeypatch.delattr("onward.model.load.load_model")  # the one who joins their rows needs no model
-        return 0
+        return Ending(0)
 
     monkeypatch.setattr(step, "run_ranks", run_ranks)
     shared = evaluate(resolve(TINY), folder=tmp_path / "shared", processes=2, **inputs)
@@ -282,10 +282,10 @@ def test_rows_that_the_ranks_have_not_left_are_missed_and_scored_by_the_same_com
 ) -> None:
     """All ranks ended well, but a part of what they wrote is gone when it is joined."""
 
-    def run_ranks(command: list[str], processes: int) -> int:
+    def run_ranks(command: list[str], processes: int) -> Ending:
         step.score_share(Path(command[1]))  # one rank, which has it all
         lose(next(part for part in written_parts(tmp_path / "scores") if read_rows(part)[0].task == task), loses)
-        return 0
+        return Ending(0)
 
     with monkeypatch.context() as patched:
         patched.setattr(step, "run_ranks", run_ranks)
@@ -332,14 +332,14 @@ def test_when_a_rank_dies_the_others_end_and_their_rows_stay(
     """The second of two ranks never came to write; the first one's chunks need not be scored again."""
     first_share: list[Path] = []
 
-    def run_ranks(command: list[str], processes: int) -> int:
+    def run_ranks(command: list[str], processes: int) -> Ending:
         first_share.append(Path(command[1]))
         with monkeypatch.context() as patched:
             patched.setenv("RANK", "0")
             patched.setenv("WORLD_SIZE", str(processes))
             patched.setenv("LOCAL_RANK", "0")
             step.score_share(Path(command[1]))
-        return 9
+        return Ending(9)
 
     monkeypatch.setattr(step, "run_ranks", run_ranks)
     with pytest.raises(RanksEnded) as ended:
@@ -360,12 +360,12 @@ def test_what_a_rank_meets_alone_it_tells_itself(
     def fails(*arguments: Any) -> Any:
         raise UserError("the model's likelihoods are not numbers")
 
-    def run_ranks(command: list[str], processes: int) -> int:
+    def run_ranks(command: list[str], processes: int) -> Ending:
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
         with pytest.raises(RankError, match="not numbers"):
             step.score_share(Path(command[1]))
-        return 2
+        return Ending(2)
 
     monkeypatch.setattr(heldout, "_CHUNK", 5)
     monkeypatch.setattr(heldout, "score_documents", fails)

@@ -23,6 +23,7 @@ from onward.recipe import load_recipe
 from onward.signals import Interrupted
 from onward.studies import StudyResult, planned, run_study
 from onward.studies.states import drop_states
+from onward.training.launch import Ending
 
 FILES = {"study.json", "table.csv", "pairs.csv", "table.md", "findings.md", "plot.svg", "index.html"}
 GRID = {
@@ -211,10 +212,12 @@ def test_ranks_that_end_by_what_the_user_can_mend_are_the_users(
     copied: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: int
 ) -> None:
     shutil.rmtree(copied / "runs" / "small-remedies" / "members" / "replay-10-seed1")
-    monkeypatch.setattr("onward.pipeline.by_ranks.run_ranks", lambda command, processes: status)
+    monkeypatch.setattr("onward.pipeline.by_ranks.run_ranks", lambda *_: Ending(status, "too few"))
     result = study(copied, "remedies", processes=2, **GRID)
     whose = {failure.member: failure.is_users for failure in result.failures}
     assert whose == {"replay-10-seed1": code == 2, "self-10-seed0": True, "self-10-seed1": True}
+    told = {row["name"]: row["message"] for row in json.loads((result.folder / "study.json").read_bytes())["failures"]}
+    assert told["replay-10-seed1"] == "too few", "not only that they have ended"
     assert result.code == code
 
 

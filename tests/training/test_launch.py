@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from onward.cli import entry
 from onward.errors import UserError
 from onward.training.launch import (
     STATUS_FILE,
     Place,
+    RanksEnded,
     another_has_said,
     count_gpus,
     find_place,
@@ -124,11 +126,15 @@ def test_a_rank_knows_whether_another_has_said_what_to_mend(
 
 
 def test_a_users_error_in_a_rank_has_its_own_status(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_ranks(["train", str(tmp_path / "missing.yaml")], 2) == 2
+    ending = run_ranks(["train", str(tmp_path / "missing.yaml")], 2)
+    assert ending.status == 2
     said = capfd.readouterr().err
     assert said.startswith("error: the recipe cannot be read"), "one rank speaks for all, and torchrun not at all"
     assert str(tmp_path / "missing.yaml") in said
     assert not any(word in said for word in ("exitcode", "Traceback", "torch")), said
+    assert ending.words.startswith("the recipe cannot be read"), "for a caller that keeps it"
+    assert str(tmp_path / "missing.yaml") in ending.words
+    assert str(RanksEnded(ending)) == ending.words
 
 
 def test_a_rank_that_crashes_is_reported_by_torchrun(
@@ -136,7 +142,9 @@ def test_a_rank_that_crashes_is_reported_by_torchrun(
 ) -> None:
     crashing = script(tmp_path / "crashing", "kill -9 $$")
     monkeypatch.setenv("PYTHON_EXEC", str(crashing))
-    assert run_ranks(["train", "x"], 2) not in (0, 2)
+    ending = run_ranks(["train", "x"], 2)
+    assert ending.status not in (0, 2)
+    assert "printed above" in str(RanksEnded(ending)), "it could not say a word"
     assert "Signal 9 (SIGKILL)" in capfd.readouterr().err
 
 
@@ -156,7 +164,7 @@ def test_torchrun_gives_ranks_that_are_told_to_end_ten_minutes(
         monkeypatch.setenv(SHUTDOWN, own)
     noting = script(tmp_path / "noting", f"echo ${SHUTDOWN} > {tmp_path}/note")
     monkeypatch.setattr(sys, "executable", str(noting))
-    assert run_ranks(["train", "x"], 2) == 0
+    assert run_ranks(["train", "x"], 2).status == 0
     assert (tmp_path / "note").read_text().strip() == (own or "600")
 
 
@@ -174,7 +182,7 @@ import signal, sys, time
 from pathlib import Path
 from onward.training import launch
 launch.sys.executable = sys.argv[1]
-sys.exit(launch.run_ranks(sys.argv[2:], 2))
+sys.exit(launch.run_ranks(sys.argv[2:], 2).status)
 """
 
 
@@ -193,3 +201,19 @@ def test_sigterm_reaches_the_ranks_and_ends_the_launcher(tmp_path: Path) -> None
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(30) == 143
     assert (tmp_path / "note").read_text() == "ended\n"
+
+
+def test_a_rank_that_fails_by_a_defect_leaves_its_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    left: list[int] = []
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
+    monkeypatch.setattr(entry, "app", broken)
+    monkeypatch.setattr("onward.training.ranks.leave", left.append)
+    entry._run_as_rank()
+    assert left == [1]
+    assert (tmp_path / "status.words").read_text() == "ZeroDivisionError: a defect"
+    assert "Traceback" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def _run_as_rank() -> None:
     import time
     import traceback
 
-    from onward.training.launch import find_place, tell_status
+    from onward.training.launch import find_place, tell_status, tell_words
 
     status = 1
     try:
@@ -43,8 +43,9 @@ def _run_as_rank() -> None:
         status = returned if isinstance(returned, int) else 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        tell_words(f"{type(error).__name__}: {error}")
     tell_status(status)
     if status > 1 and not find_place().is_first:
         time.sleep(5)  # torchrun ends all ranks with the first that goes, and the first rank may still be speaking

@@ -225,9 +225,9 @@ def _shared_out(job: _Job, partial: Partial, processes: int, progress: Progress)
     job.write(path)
     progress.begin("scoring", processes, "ranks")
     progress.advance(processes)
-    status = run_ranks([RANK_COMMAND, str(path)], processes)
-    if status:
-        raise RanksEnded(status)
+    ending = run_ranks([RANK_COMMAND, str(path)], processes)
+    if ending.status:
+        raise RanksEnded(ending)
     return replace(job, done=partial.files(), is_scored=True)
 
 

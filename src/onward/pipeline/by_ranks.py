@@ -41,11 +41,11 @@ def train_by_ranks(
         progress.begin("training", processes, "ranks")
         progress.advance(processes)
         before = given_up.read_bytes() if given_up.exists() else None
-        status = run_ranks(command, processes)
-        if status == 0:
+        ending = run_ranks(command, processes)
+        if ending.status == 0:
             return tuple(stage for stage in stages if until_step is None or stage.steps <= until_step)
         if before == (given_up.read_bytes() if given_up.exists() else None):
-            raise RanksEnded(status)
+            raise RanksEnded(ending)
         progress.note("the memory was full; beginning again with what the ranks have left to give up")
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Never
+from typing import NamedTuple, Never
 
 from onward.errors import UserError
 
 STATUS_FILE = "ONWARD_STATUS_FILE"
 """Environment variable: where a failing rank leaves its exit status; torchrun's own is always 1."""
+_WORDS = ".words"
+"""Ending of the file beside it, with what that rank says."""
 USER_ERROR = 2
 """The exit status of a rank that has said what its owner can mend (`onward.command.user_errors`)."""
 _PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
@@ -105,16 +107,23 @@ def processes_asked_for(gpus: int | None, processes: int | None) -> int:
     return gpus or processes or 1
 
 
+class Ending(NamedTuple):
+    """How ranks ended: 0, or the exit status of the first that failed, and what it said of why ("": nothing)."""
+
+    status: int
+    words: str = ""
+
+
 class RanksEnded(Exception):
-    """The ranks of a run ended before it was done, and have said why; status is the exit status of the first."""
+    """The ranks of a run ended before it was done, and have printed why; its words are those of the first."""
 
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"the ranks ended with status {status}; what they met is printed above")
+    def __init__(self, ending: Ending) -> None:
+        self.status = ending.status
+        super().__init__(ending.words or f"the ranks ended with status {ending.status}; what they met is printed above")
 
 
-def run_ranks(command: Sequence[str], processes: int) -> int:
-    """Run `onward <command>` as `processes` ranks of this machine by torchrun; return the first failing rank's status.
+def run_ranks(command: Sequence[str], processes: int) -> Ending:
+    """Run `onward <command>` as `processes` ranks of this machine by torchrun; return how they ended.
 
     torchrun ends every rank when one dies, with its traceback; it adds nothing to what a rank says of a UserError. Its
     ports are on the loopback interface only. SIGTERM and Ctrl-C are passed on, and every rank saves first.
@@ -132,7 +141,22 @@ def run_ranks(command: Sequence[str], processes: int) -> int:
         )
         with _passed_on(launched):
             status = launched.wait()
-        return _told(told) or status
+        return Ending(_told(told) or status, _words(told))
+
+
+def tell_words(words: str) -> None:
+    """Leave what a failing rank says for the process that started the ranks; the first one counts."""
+    path = os.environ.get(STATUS_FILE)
+    if path is not None:
+        with suppress(FileExistsError, FileNotFoundError), open(path + _WORDS, "x", encoding="utf-8") as file:
+            file.write(words)
+
+
+def _words(path: Path) -> str:
+    """Return what a failing rank has said, an empty text when none has."""
+    with suppress(FileNotFoundError):
+        return Path(f"{path}{_WORDS}").read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def tell_status(status: int) -> None:
