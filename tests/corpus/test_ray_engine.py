@@ -38,6 +38,7 @@ from onward.recipe import Corpus
 from onward.tasks import Question
 
 pytestmark = [
+    pytest.mark.timeout(300),  # on a busy machine
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the package ray is not installed"),
     pytest.mark.filterwarnings("ignore:.*subprocess .* is still running:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*ray.*:FutureWarning"),
