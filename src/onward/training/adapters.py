@@ -3,7 +3,8 @@
 An adapted layer computes W x + (alpha / rank) B A x. B is 0 at first, so the model begins as the base.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,22 @@ def adapters_of(model: Any) -> tuple[Adapter, ...]:
             is_transposed = bool(getattr(module, "fan_in_fan_out", False))
             found.append(Adapter(f"{path}.weight", down, up, float(module.scaling[_NAME]), is_transposed))
     return tuple(found)
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Let a model compute what it did before it was given adapters; one without any is left as it is.
+
+    Not by peft's own switch, which also freezes the adapters and sets them free again: sharded ones may be gathered.
+    """
+    layers = [module for module in model.modules() if _NAME in getattr(module, "lora_A", {})]
+    for layer in layers:
+        layer.forward = layer.get_base_layer().forward
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def is_adapter(name: str) -> bool:

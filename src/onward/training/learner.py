@@ -29,7 +29,7 @@ from onward.training.parallel import (
     without_reduction,
 )
 from onward.training.ranks import Ranks
-from onward.training.reference import Reference
+from onward.training.reference import Reference, frozen_copy
 from onward.training.strategy import Strategy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -91,7 +91,9 @@ class Learner:
         self.anchor = None if forgetting is None else self._anchor(forgetting, fisher)
         self.reference: Reference | None = None
         if forgetting is not None and forgetting.kl:
-            self.reference = Reference(base, forgetting.kl, precision, strategy, ranks)
+            has_adapters = forgetting.lora is not None
+            network = self.network if has_adapters else frozen_copy(base, precision, strategy, ranks)
+            self.reference = Reference(network, forgetting.kl, strategy, ranks)
         self.updates = 0
 
     def _anchor(self, forgetting: Forgetting, fisher: Mapping[str, torch.Tensor] | None) -> Anchor | None:

@@ -14,8 +14,9 @@ class Parts:
     trained: with gradients and moments, adapters included; trained_inside: those of them that are no embedding.
     frozen: as the base has them. trains_head: whether the output embeddings are trained. passive_blocks: blocks at the
     bottom that no gradient reaches. base_copies: how often the base's trained weights are kept in fp32, the Fisher
-    information counted as one. has_reference: the base is computed beside the model. adapter_width: what a block's
-    adapters leave for the backward pass at each position, in numbers: the products of their first factors.
+    information counted as one. has_reference: another copy of the base is computed beside the model; with adapters the
+    model serves, without them. adapter_width: what a block's adapters leave for the backward pass at each position, in
+    numbers: the products of their first factors.
     """
 
     trained: int
@@ -39,11 +40,10 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
     keeps_embeddings = forgetting.freeze is not None and forgetting.freeze.embeddings
     is_weighed = forgetting.weighed is not None
     copies = int(is_weighed or bool(forgetting.l2_sp)) + int(is_weighed)
-    has_reference = bool(forgetting.kl)
     if forgetting.lora is not None:
         rank, (matrices, ends) = forgetting.lora.rank, _matrices(shape)
         adapters = (shape.layers - blocks) * rank * ends
-        return Parts(adapters, adapters, shape.parameters, False, blocks, 0, has_reference, rank * matrices)
+        return Parts(adapters, adapters, shape.parameters, False, blocks, 0, False, rank * matrices)
     inside = shape.block_parameters - blocks * (shape.block_parameters // shape.layers)
     kept = shape.vocabulary * shape.hidden if keeps_embeddings else 0
     trained = inside + shape.embedding_parameters - kept
@@ -54,7 +54,7 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
         trains_head=not (keeps_embeddings and shape.tied),
         passive_blocks=blocks if keeps_embeddings else 0,
         base_copies=copies,
-        has_reference=has_reference,
+        has_reference=bool(forgetting.kl),
     )
 
 
