@@ -212,6 +212,30 @@ def test_a_recipe_with_too_little_text_is_told_what_to_change_in_it(invoke: Invo
     assert not list(Path("runs/small").glob("blend/scores/*")), "refused before any is scored"
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x")], ids=["no", "cut"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_what_is_damaged_is_written_anew(
+    invoke: Invoke, made: Path, damage: Callable[[Path], Any], content: str
+) -> None:
+    line = ("blend", made / "base", made / "adapted", "--steps", 2, "--domain", made / "stories.jsonl", "--limit", 3)
+    assert invoke(*line).exit_code == 0
+    place = Path("scores/blended-base-adapted")
+    whole = {name: (place / name).read_bytes() for name in ("model/model.safetensors", "blend.json")}
+    damage(place / "model/model.safetensors")
+    (place / "blend.json").write_text(content)
+    again = invoke(*line)
+    assert again.exit_code == 0, again.output
+    assert whole == {name: (place / name).read_bytes() for name in whole}
+
+
+def test_a_limit_of_no_task_is_no_other_scoring(invoke: Invoke, made: Path) -> None:
+    line = ("blend", made / "base", made / "adapted", "--steps", 2, "--domain", made / "stories.jsonl")
+    assert invoke(*line).exit_code == 0
+    times = {path: path.stat().st_mtime_ns for path in Path("scores").rglob("results.json")}
+    assert invoke(*line, "--limit", 3, "--tasks", "none").exit_code == 0
+    assert times == {path: path.stat().st_mtime_ns for path in Path("scores").rglob("results.json")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -228,6 +252,7 @@ def test_a_recipe_with_too_little_text_is_told_what_to_change_in_it(invoke: Invo
         (("base", "adapted", "--domain", "stories.jsonl", "--set", "seed=1"), "these options are for a recipe"),
         (("quickstart", "adapted"), "a recipe is scored alone"),
         (("quickstart", "--domain", "stories.jsonl"), "the recipe itself says what is scored"),
+        (("quickstart", "--text-tokens", "1M"), "--set evaluation.held_out_tokens=1M"),
     ],
 )
 def test_wrong_requests_are_answered_with_code_2(

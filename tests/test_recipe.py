@@ -264,7 +264,7 @@ def test_problems_between_values_stand_alone_each_with_its_key_and_advice(valid:
     assert [problem.where for problem in found] == places
     found = problems_of(valid, "training.forgetting.kl=1", "training.forgetting.freeze=all")
     assert [(problem.where, problem.what) for problem in found] == [
-        ("--set training.forgetting.freeze", "`freeze: all` leaves nothing to train"),
+        ("--set training.forgetting.freeze", "all is to be frozen: nothing is left to train"),
         ("--set training.forgetting.kl", "kl is measured on replayed text, and there is none"),
     ]
 

@@ -206,6 +206,9 @@ def how_to_score(
     given |= {name: value for name, value in (("data", data), ("limit", limit)) if value is not None}
     if tasks is not None:
         given["tasks"] = tuple(name for part in tasks.split(",") if (name := part.strip()) and name != "none")
+        if not given["tasks"]:  # they say nothing of text, whose scores may be there
+            given.pop("limit", None)
+            given.pop("data", None)
     if text_tokens is not None:
         try:
             given["held_out_tokens"] = None if text_tokens == "all" else parse_tokens(text_tokens)
@@ -285,6 +288,16 @@ def choice_rule(objective: Objective | None, general_loss: str | None) -> "Rule"
     return Rule("domain" if objective is None else objective.value, limit)
 
 
+_IN_RECIPES = {
+    "--tasks": "evaluation.tasks=[piqa]",
+    "--data": "evaluation.data=FOLDER",
+    "--limit": "evaluation.limit=100",
+    "--text-tokens": "evaluation.held_out_tokens=1M",
+    "--precision": "evaluation.precision=bf16",
+}
+"""How a recipe says what an option says of models."""
+
+
 def refuse_options(recipe: str | None, of_models: dict[str, object], of_recipes: dict[str, object]) -> None:
     """Raise UserError for an option that says nothing of what is scored: of models beside a recipe, or the reverse."""
     from onward.errors import UserError
@@ -294,7 +307,8 @@ def refuse_options(recipe: str | None, of_models: dict[str, object], of_recipes:
         return
     if recipe is None:
         raise UserError("these options are for a recipe", got=", ".join(given), todo="leave them out for models")
-    todo = "leave them out; --set evaluation.tasks=[piqa] and the like change the recipe"
+    keys = [_IN_RECIPES[name] for name in given if name in _IN_RECIPES]
+    todo = "; ".join(["leave them out", *([f"--set {keys[0]} and the like change the recipe"] if keys else [])])
     raise UserError("the recipe itself says what is scored", got=", ".join(given), todo=todo)
 
 

@@ -102,6 +102,31 @@ def test_a_base_with_other_names_is_read_by_transformers(ends: tuple[ModelSource
     assert open_pair(describe(base), ends[1]).names == pair.names
 
 
+@pytest.mark.parametrize("form", ["alone", "sharded"])
+def test_files_beside_the_weights_have_no_part_in_a_blend(
+    ends: tuple[ModelSource, ModelSource], tmp_path: Path, form: str
+) -> None:
+    """An average of the same names, and another format's names, as folders of the Hub hold them."""
+    folder = tmp_path / "beside"
+    shutil.copytree(ends[1].folder, folder)
+    weights = weights_of(ends[1].folder)
+    if form == "sharded":
+        load_model(ends[1], torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
+    save_file(weights_of(ends[0].folder), folder / "model_ema.safetensors")
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")
+    pair = open_pair(ends[0], describe(folder))
+    assert all(torch.equal(pair.tensor(name, 1.0), weights[name]) for name in pair.names)
+    if form == "sharded":
+        next(folder.glob("model-*.safetensors")).unlink()
+        with pytest.raises(UserError, match="a file of the model's weights is missing"):
+            open_pair(ends[0], describe(folder))
+        (folder / "model.safetensors.index.json").write_text("{}")
+        with pytest.raises(UserError, match="the index of the model's weights is damaged"):
+            open_pair(ends[0], describe(folder))
+
+
 def test_models_that_do_not_fit_are_refused_with_what_differs(
     ends: tuple[ModelSource, ModelSource], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The pull to the base's weights: what it is the limit of, where it ends, and what it leaves alone."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,20 @@ def test_an_endless_strength_keeps_the_base_to_the_bit(strengths: dict[str, floa
         anchor.pull(UPDATED)
         assert bits(parameters) == base
     assert anchor.distance() == 0
+
+
+@pytest.mark.parametrize("strengths", [{"l2_sp": math.inf}, {"ewc": math.inf}], ids=str)
+def test_an_infinite_strength_is_a_number_where_the_rate_has_come_down_to_0(strengths: dict[str, float]) -> None:
+    parameters = parameters_of()
+    optimizer, fisher = optimizer_of(parameters), fisher_of(parameters)
+    anchor = Anchor(optimizer, parameters, ALONE, fisher=fisher, **strengths)
+    base = bits(parameters)
+    for rate in (1e-3, 0.0):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        pushed(optimizer, parameters)
+        anchor.pull(UPDATED)
+        assert bits(parameters) == base
 
 
 def test_what_does_not_matter_for_the_text_goes_free() -> None:

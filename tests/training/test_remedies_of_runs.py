@@ -181,7 +181,7 @@ def test_a_model_built_anew_in_the_middle_of_a_run_keeps_its_remedies(
     ("forgetting", "words"),
     [
         ({"lora": {}, "freeze": "all"}, "nothing is left to train"),
-        ({"freeze": "all"}, "leaves nothing to train"),
+        ({"freeze": "all"}, "nothing is left to train"),
         ({"kl": 1.0, "replay": None}, "kl is measured on replayed text, and there is none"),
         ({"lora": {}, "l2_sp": 1.0}, "nothing to pull back"),
     ],

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onward.artifact import building, fingerprint, flatten, read_manifest, write_json
+from onward.artifact import building, find_damage, fingerprint, flatten, read_manifest, write_json
 from onward.errors import UserError
 from onward.model.difficult_texts import difficult_texts
 from onward.model.load import export_model, load_model, stored_dtype
 from onward.model.mobilellm import is_mobilellm, llama_config
-from onward.model.source import Between, ModelSource, describe
+from onward.model.source import Between, ModelSource, describe, weight_files
 from onward.model.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -112,15 +112,15 @@ def load_blend(source: ModelSource, dtype: "torch.dtype", device: str) -> Any:
 def write_blend(pair: Pair, share: float, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write a blend as a plain Hugging Face folder, as `export_model` does, and how it came about as blend.json.
 
-    facts: what else is to be said of it, how it was chosen for one. A blend that stands there already is replaced.
+    facts: what else is to be said of it, how it was chosen for one. Another blend that stands there, or a damaged one,
+    is replaced.
     """
     from transformers import GenerationConfig
 
     sides = {"base": pair.base, "adapted": pair.adapted}
     said = {side: {"name": model.name, "fingerprint": model.fingerprint} for side, model in sides.items()}
     made_from = {"method": _METHOD, **said, "share": share, **facts}
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.fingerprint == fingerprint(made_from):
+    if _stands(folder, fingerprint(made_from)):
         return
     with building(folder, "blend", made_from) as aside:
         empty = pair.empty.to(stored_dtype(pair.adapted if share else pair.base))
@@ -129,6 +129,19 @@ def write_blend(pair: Pair, share: float, folder: Path, facts: Mapping[str, Any]
         weights = {name: pair.tensor(name, share) for name in pair.names}
         export_model(empty, pair.adapted.folder, aside, weights=weights)
         write_json(aside / FACTS, {**said, "share": share, **facts})
+
+
+def _stands(folder: Path, made_from: str) -> bool:
+    """Whether the blend of these inputs, by their fingerprint, is there and whole."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError:  # damaged
+        return False
+    return (
+        manifest is not None
+        and manifest.fingerprint == made_from
+        and find_damage(folder, manifest, checksums=True) is None
+    )
 
 
 def _require_one_network(base: ModelSource, adapted: ModelSource) -> None:
@@ -206,7 +219,7 @@ def _open(
 
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, Any] = {}
-    for path in sorted(source.folder.glob("*.safetensors")):
+    for path in (path for path in weight_files(source.folder) if path.suffix == ".safetensors"):
         try:
             file: Any = safe_open(path, "pt")
             for name in file.keys():  # noqa: SIM118 (it is no mapping)

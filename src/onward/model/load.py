@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from onward.errors import UserError
 from onward.model.mobilellm import check_tensors, is_mobilellm, llama_config
-from onward.model.source import ModelSource, describe
+from onward.model.source import ModelSource, describe, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -72,21 +72,20 @@ def _load_mobilellm(folder: Path, dtype: "torch.dtype") -> Any:
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """Read a state dict from safetensors, else from pytorch_model*.bin with weights_only (no objects unpickled)."""
+    """Read a state dict from safetensors, else from a pickle with weights_only (no objects unpickled)."""
     from pickle import UnpicklingError
 
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    safe = sorted(folder.glob("*.safetensors"))
-    pickled = [] if safe else sorted(folder.glob("pytorch_model*.bin"))
-    if not safe and not pickled:
-        raise UserError("there are no weights", str(folder), expected="model.safetensors or pytorch_model.bin")
     state: dict[str, Any] = {}
-    for path in safe or pickled:
+    for path in weight_files(folder):
         try:
-            state |= load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if path.suffix == ".safetensors":
+                state |= load_file(path)
+            else:
+                state |= torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (UnpicklingError, RuntimeError, SafetensorError) as error:
             todo = "download the file again; a file that holds more than tensors is never opened"
             raise UserError("weights cannot be read safely", str(path), str(error).split("\n")[0], todo=todo) from error

@@ -148,6 +148,36 @@ def _not_downloaded(base: str, is_offline: bool, error: Exception) -> UserError:
     return UserError(what, place, f"{base} ({reason})", todo=f"{todo}, or write the path of a local folder there")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a model's weights are read from: those that transformers opens, in its order of preference.
+
+    Folders of the Hub hold others beside them, of the same names for tensors (an average) or of their own
+    (`consolidated.safetensors`). Where neither the usual names nor an index is there, all files of one kind count.
+    Raises UserError when there are none, or the index is damaged or names a file that is missing.
+    """
+    for name, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            return _indexed(folder / f"{name}.index.json")
+        if found := sorted(folder.glob(pattern)):
+            return found
+    raise UserError("there are no weights", str(folder), expected="model.safetensors or pytorch_model.bin")
+
+
+def _indexed(index: Path) -> list[Path]:
+    todo = "restore or download the file again"
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise UserError("the index of the model's weights is damaged", str(index), got, todo=todo) from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError("a file of the model's weights is missing", str(index.parent / missing[0]), todo=todo)
+    return [index.parent / name for name in names]
+
+
 @contextmanager
 def _only_our_voice() -> Iterator[None]:
     """Silence what the Hub's client says of each attempt; the error that follows says it once."""

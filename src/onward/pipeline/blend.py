@@ -245,10 +245,13 @@ def _tell_of_earlier(file: Path, found: "Blending", progress: Progress) -> None:
     """Say that an earlier choice on the same scores, by another rule or among other shares, is replaced."""
     if not file.is_file():
         return
-    earlier = json.loads(file.read_bytes())
-    shares = [row["share"] for row in earlier["blends"]]
-    if earlier["rule"] != asdict(found.rule) or shares != [point.share for point in found.points]:
-        told = f"chosen again on the same text: share {found.chosen:g} replaces {earlier['chosen']:g}"
+    try:
+        earlier = json.loads(file.read_bytes())
+        rule, chosen, shares = earlier["rule"], earlier["chosen"], [row["share"] for row in earlier["blends"]]
+    except (ValueError, KeyError, TypeError):  # damaged: it is written anew
+        return
+    if rule != asdict(found.rule) or shares != [point.share for point in found.points]:
+        told = f"chosen again on the same text: share {found.chosen:g} replaces {chosen:g}"
         progress.note(f"{told} (an earlier choice) in {file.parent}; --out keeps both")
 
 

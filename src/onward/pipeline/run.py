@@ -10,7 +10,7 @@ from onward.artifact import Folders, read_manifest, write_json
 from onward.corpus.preparation import Preparation
 from onward.errors import RankError, UserError
 from onward.model.shape import read_shape
-from onward.model.source import ModelSource, resolve
+from onward.model.source import ModelSource, resolve, weight_files
 from onward.model.tokenizer import LoadedTokenizer, read_tokenizer
 from onward.pipeline.by_ranks import first_alone, train_by_ranks
 from onward.pipeline.corpora import Corpora, Preparing, is_compared_with_domain
@@ -287,7 +287,7 @@ def _parameters(base: ModelSource) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in base.folder.glob("*.safetensors"):
+    for path in (path for path in weight_files(base.folder) if path.suffix == ".safetensors"):
         try:
             with safe_open(path, "numpy") as file:
                 total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -52,7 +52,10 @@ def _section_or(value: object, expected: str) -> object:
     raise ValueError(f"expected {expected}, or null")
 
 
-def _is_number(value: str) -> bool:
+def _is_number(value: object) -> bool:
+    """Whether this is a number, or text that is one: YAML reads 1e-3 as text."""
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        return False
     try:
         float(value)
     except ValueError:
@@ -95,9 +98,9 @@ class Lora(Section):
 
     rank: int = Field(16, ge=1)
     """Rank of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(32.0, gt=0, allow_inf_nan=False)
     """An adapter's product counts alpha / rank times."""
-    learning_rate_ratio: float = Field(10.0, gt=0)
+    learning_rate_ratio: float = Field(10.0, gt=0, allow_inf_nan=False)
     """Adapters learn at so many times `optimizer.learning_rate`: about ten (2405.09673)."""
 
 
@@ -111,7 +114,7 @@ class Forgetting(Section):
     """Pull weights back by how much they matter; a number is its strength; null: off."""
     l2_sp: float | None = Field(None, ge=0)
     """Pull all weights back alike (1802.01483): strength as of `ewc`, with a Fisher information of 1; null: off."""
-    kl: float | None = Field(None, ge=0)
+    kl: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Add so many times KL(base || model) to the loss of every replayed token (1606.09282); null: off."""
     freeze: Freeze | None = None
     """What is not trained: a section, or `embeddings`, a number of blocks, `all`; null: everything is trained."""
@@ -151,16 +154,14 @@ class Forgetting(Section):
     @field_validator("ewc", mode="before")
     @classmethod
     def _strength(cls, value: object) -> object:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"strength": value} if is_number else _section_or(value, "a strength (1.0), or {strength: 1.0, tokens: "
-                                                                 "200k}")  # fmt: skip
+        if _is_number(value):
+            return {"strength": value}
+        return _section_or(value, "a strength (1.0), or {strength: 1.0, tokens: 200k}")
 
     @field_validator("l2_sp", "kl", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            return value
-        if isinstance(value, str) and _is_number(value):
+        if value is None or _is_number(value):
             return value
         raise ValueError("expected a number such as 0.1, or null")
 
@@ -189,7 +190,7 @@ class Forgetting(Section):
             problems.append(Problem("freeze", what, "write `lora: null`, or freeze fewer blocks"))
         elif blocks_frozen and self.freeze is not None and self.freeze.embeddings:
             todo = "keep some blocks or the embeddings out of it"
-            problems.append(Problem("freeze", "`freeze: all` leaves nothing to train", todo))
+            problems.append(Problem("freeze", "all is to be frozen: nothing is left to train", todo))
         if self.kl is not None and self.replay is None:
             what = "kl is measured on replayed text, and there is none"
             problems.append(Problem("kl", what, "set `replay`, or write `kl: null`"))

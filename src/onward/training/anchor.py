@@ -86,7 +86,8 @@ class Anchor:
         self.rms = (float(self._base_squares) / weights) ** 0.5
         """Root mean square of the base's trainable weights, those of all ranks together."""
         assert self.rms > 0, "the base's weights are not all 0"
-        self._l2, self._ewc = (l2_sp or 0.0) / self.rms, (ewc or 0.0) / self.rms
+        # Infinity x 0 would be no number, for weights without Fisher information or a learning rate of 0.
+        self._l2, self._ewc = (min((strength or 0.0) / self.rms, _LARGEST) for strength in (l2_sp, ewc))
 
     @property
     def memory_bytes(self) -> int:
@@ -107,8 +108,7 @@ class Anchor:
         kept = 1 - left_out.to(self._device, torch.float32)
         for group in self._groups:
             rate = float(group.settings["lr"])
-            # Infinity x 0 would be no number for weights without Fisher information.
-            alike, by_fisher = (kept * min(rate * strength, _LARGEST) for strength in (self._l2, self._ewc))
+            alike, by_fisher = (kept * (rate * strength) for strength in (self._l2, self._ewc))
             for weights, base, fisher in group.pieces():
                 if fisher is None:
                     share = [alike.clamp(max=1.0)] * len(weights)
