@@ -1,57 +1,89 @@
 """The study `baseline`: the base model on everything, before anything is trained."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from onward.analysis.difference import LOWER_IS_BETTER
+from onward.analysis.letters import fixed_options
 from onward.analysis.paired import HELD_OUT, Items, Pair, Scored, read_scored
-from onward.analysis.rows import LEAST_GROUPS, at_chance
+from onward.analysis.rows import LEAST_GROUPS, at_chance, below_chance, likelihoods
 from onward.analysis.wording import decimals_for, number, percent, title
 from onward.evaluation.scores import HeldOutScore, Measure, TaskScore
 from onward.reporting.content import Table
-from onward.statistics import Interval
+from onward.statistics import Interval, bootstrap_ratio
 from onward.studies.outcome import INTERVAL, PER_BYTE, Outcome, as_numbers, listed
 from onward.studies.plots import Row, rows_figure
 from onward.studies.scored import units
 
 _NORMAL = 1.96
+_RESAMPLES, _SEED = 2000, 0
 CAPTION = "Task scores of the base above guessing, in percentage points, with 95 % intervals."
 TEXT_CAPTION = (
     f"Held-out text of the base in bits per byte, with 95 % intervals where there are {LEAST_GROUPS} documents or more."
 )
+_AT, _ABOVE, _BELOW = "at chance", "above chance", "below chance"
+
+
+@dataclass(frozen=True)
+class Stands:
+    """A measure of a task beside guessing. words: of task and measure; value: with its 95 % interval.
+
+    guessing: the score of guessing, None where nothing is chosen or the items do not say what was right; said: `at
+    chance`, `above chance`, `below chance`, empty without a score of guessing.
+    """
+
+    task: TaskScore
+    measure: Measure
+    value: Interval
+    guessing: float | None
+    said: str
+
+    @property
+    def words(self) -> str:
+        """Name of task and measure: `BoolQ acc`."""
+        return f"{title(self.task.task)} {self.measure.name}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of 1, to be shown as a percentage."""
+        return self.measure.name not in LOWER_IS_BETTER
 
 
 def outcome(scores: Path) -> Outcome:
     """Return the table, the plot and the findings; scores: the folder of the base's."""
     scored = read_scored(scores)
     texts = tuple(_held_to_floor(text, scored) for text in scored.scores.held_out)
-    rows, numbers, drawn, at_guessing = [], [], [], []
-    for text in texts:
-        rows.append((title(text.corpus), PER_BYTE, *_bits(text), "", f"{text.documents:,}", ""))
-        numbers.append({"name": text.corpus, "metric": PER_BYTE, "items": text.documents} | as_numbers(
-            "value", Interval(text.bits_per_byte, text.low, text.high)))  # fmt: skip
-    for task in scored.scores.tasks:
-        for measure in task.measures:
-            guesses = _guesses(task, measure, scored.items[task.task])
-            said = "" if guesses is None else "at chance" if guesses else "above chance"
-            if not guesses and task.chance is not None and measure.value < task.chance:
-                said = "below chance"
-            rows.append((title(task.task), measure.name, *_measure(task, measure), f"{task.items:,}", said))
-            interval = _interval(measure)
-            numbers.append({"name": task.task, "metric": measure.name, "items": task.items, "chance": task.chance,
-                            "standing": said or None} | as_numbers("value", interval))  # fmt: skip
-            if task.chance is not None:
-                drawn.append(_row(task, measure, interval, said))
-                at_guessing += [f"{title(task.task)} {measure.name}"] if guesses else []
+    measures = [stands(task, each, scored.items[task.task]) for task in scored.scores.tasks for each in task.measures]
+    rows = [(title(text.corpus), PER_BYTE, *_bits(text), "", f"{text.documents:,}", "") for text in texts]
+    rows += [
+        (title(each.task.task), each.measure.name, *_value_texts(each),
+         "" if each.guessing is None else percent(each.guessing), f"{each.task.items:,}", each.said)
+        for each in measures
+    ]  # fmt: skip
+    numbers = [
+        {"name": text.corpus, "metric": PER_BYTE, "items": text.documents}
+        | as_numbers("value", Interval(text.bits_per_byte, text.low, text.high))
+        for text in texts
+    ]
+    numbers += [
+        {"name": each.task.task, "metric": each.measure.name, "items": each.task.items, "chance": each.task.chance,
+         "guessing": None if each.guessing is None else round(each.guessing, 6), "standing": each.said or None}
+        | as_numbers("value", each.value)
+        for each in measures
+    ]  # fmt: skip
     headers = ("measure", "metric", "value", INTERVAL, "chance", "items", "")
     table = Table(f"{scored.scores.model} before any training", headers,
                   (False, False, True, True, True, True, False), tuple(rows))  # fmt: skip
+    drawn = [_row(each, each.guessing) for each in measures if each.guessing is not None]
     figure = (
         rows_figure(drawn, CAPTION, ("below guessing", "above"), "points")
         if drawn
         else rows_figure(_text_rows(texts), TEXT_CAPTION, None, PER_BYTE)
     )
-    sentences = (*_texts_words(texts), *_tasks_words(scored.scores.tasks, at_guessing, len(drawn)))
-    return Outcome(_headline(texts), sentences, table, tuple(numbers), figure)
+    return Outcome(_headline(texts), (*_texts_words(texts), *tasks_words(measures)), table, tuple(numbers), figure)
 
 
 def _held_to_floor(text: HeldOutScore, scored: Scored) -> HeldOutScore:
@@ -68,34 +100,67 @@ def _bits(text: HeldOutScore) -> tuple[str, str]:
     return number(text.bits_per_byte, places), f"{number(text.low, places)} to {number(text.high, places)}"
 
 
-def _interval(measure: Measure) -> Interval:
-    """The 95 % interval of a measure by its standard error."""
-    reach = float("nan") if measure.stderr is None else _NORMAL * measure.stderr
-    return Interval(measure.value, measure.value - reach, measure.value + reach)
-
-
-def _measure(task: TaskScore, measure: Measure) -> tuple[str, str, str]:
-    interval = _interval(measure)
-    if task.chance is None:
-        ends = "" if interval.low != interval.low else f"{interval.low:.3f} to {interval.high:.3f}"
-        return f"{measure.value:.3f}", ends, ""
-    ends = "" if interval.low != interval.low else f"{percent(interval.low)} to {percent(interval.high)}"
-    return percent(measure.value), ends, percent(task.chance)
-
-
-def _guesses(task: TaskScore, measure: Measure, items: Items) -> bool | None:
-    """Whether a score cannot be told from guessing; None where nothing is chosen, or the items do not say."""
+def stands(task: TaskScore, measure: Measure, items: Items) -> Stands:
+    """Return where a measure stands beside guessing, as a run's report takes it (`rows.at_chance`, `below_chance`)."""
+    pair = Pair(task.task, task, items, items)
+    value = _interval(pair, measure, items)
     if task.chance is None or measure.name not in items.right:
-        return None
-    return at_chance(Pair(task.task, task, items, items), measure.name, items)
+        return Stands(task, measure, value, None, "")
+    said = _ABOVE
+    if at_chance(pair, measure.name, items):
+        said = _AT
+    elif below_chance(pair, measure.name, items):
+        said = _BELOW
+    return Stands(task, measure, value, _guessing(pair, measure, items, task.chance), said)
 
 
-def _row(task: TaskScore, measure: Measure, interval: Interval, said: str) -> Row:
-    assert task.chance is not None
-    above = Interval(*(100 * (end - task.chance) for end in (interval.estimate, interval.low, interval.high)))
-    kind = {"above chance": "gained", "below chance": "lost"}.get(said, "not-distinguishable")
+def _guessing(pair: Pair, measure: Measure, items: Items, chance: float) -> float:
+    """Return the score of guessing: of picking each letter as often as the base does, in each subject; else chance."""
+    options = fixed_options(pair)
+    if measure.name != "acc" or options is None:
+        return chance
+    subjects, right = items.subject.astype(str), 0.0
+    for subject in np.unique(subjects):
+        gold, picked = (
+            np.bincount(answer[subjects == subject].astype(np.int64), minlength=len(options))
+            for answer in (items.gold, items.predicted)
+        )
+        right += float(gold @ picked) / gold.sum()
+    return right / len(items)
+
+
+def _interval(pair: Pair, measure: Measure, items: Items) -> Interval:
+    """The 95 % interval of a measure: of what is made of nats by resampling them, else by the standard error.
+
+    Perplexities are skewed: their ends are those of the nats, so that none is negative. Shares end at 0 and 1.
+    """
+    of_nats = next((each for each in likelihoods(pair) if each.metric == measure.name), None)
+    if of_nats is not None:
+        found = bootstrap_ratio(items.nats, of_nats.size, items.group, _RESAMPLES, _SEED)
+        ends = np.array([found.low, found.high])
+        low, high = (ends if of_nats.scale is None else of_nats.scale(ends)).tolist()
+        return Interval(measure.value, low, high)
+    if measure.stderr is None or measure.stderr != measure.stderr:
+        return Interval(measure.value, float("nan"), float("nan"))
+    reach = _NORMAL * measure.stderr
+    return Interval(measure.value, max(0.0, measure.value - reach), min(1.0, measure.value + reach))
+
+
+def _value_texts(each: Stands) -> tuple[str, str]:
+    """Write a value and its interval as a run's report does: shares as percentages."""
+    places = decimals_for(each.value.low, each.value.high)
+    value, low, high = (
+        percent(end) if each.is_share else number(end, places)
+        for end in (each.value.estimate, each.value.low, each.value.high)
+    )
+    return value, "unknown" if each.value.low != each.value.low else f"{low} to {high}"
+
+
+def _row(each: Stands, guessing: float) -> Row:
+    above = Interval(*(100 * (end - guessing) for end in (each.value.estimate, each.value.low, each.value.high)))
+    kind = {_ABOVE: "gained", _BELOW: "lost"}.get(each.said, "not-distinguishable")
     ends = "" if above.low != above.low else f" ({number(above.low, 1, True)} to {number(above.high, 1, True)})"
-    return Row(title(task.task), measure.name, above, f"{number(above.estimate, 1, True)}{ends}", kind)
+    return Row(title(each.task.task), each.measure.name, above, f"{number(above.estimate, 1, True)}{ends}", kind)
 
 
 def _text_rows(texts: tuple[HeldOutScore, ...]) -> list[Row]:
@@ -117,14 +182,39 @@ def _texts_words(texts: tuple[HeldOutScore, ...]) -> list[str]:
     return [f"Held-out text in {PER_BYTE}, with 95 % intervals over documents: {'; '.join(parts)}."]
 
 
-def _tasks_words(tasks: tuple[TaskScore, ...], at_guessing: list[str], chosen: int) -> list[str]:
-    if not tasks:
+def tasks_words(measures: Sequence[Stands]) -> list[str]:
+    """Say which measures of tasks can be told from guessing, and what guessing is where options are letters."""
+    if not measures:
         return ["No tasks were asked for (evaluation.tasks)."]
+    chosen = [each for each in measures if each.said]
+    others = [each.words for each in measures if not each.said]
+    if not chosen:
+        return [f"No measure of tasks has a score of guessing to be told from: {listed(others)}."]
+    sentences = [_told_words(chosen)]
+    below = [each.words for each in chosen if each.said == _BELOW]
+    sentences += [f"Worse than guessing: {listed(below)}."] if below else []
+    habits = [
+        f"{percent(each.guessing)} on {each.words}"
+        for each in chosen
+        if each.guessing is not None and each.task.chance is not None
+        and percent(each.guessing) != percent(each.task.chance)
+    ]  # fmt: skip
+    if habits:
+        sentences.append(
+            f"Where every item has the same options, chance is that of picking each as often as the base does: "
+            f"{listed(habits)}."
+        )
+    sentences += [f"Without a score of guessing: {listed(others)}."] if others else []
+    return sentences
+
+
+def _told_words(chosen: Sequence[Stands]) -> str:
+    at_guessing = [each.words for each in chosen if each.said == _AT]
+    count = f"{len(chosen)} measures" if len(chosen) > 1 else "1 measure"
     if not at_guessing:
-        return [f"All {chosen} measures of tasks can be told from guessing."]
-    if len(at_guessing) == chosen:
-        return [
-            f"None of the {chosen} measures of tasks can be told from guessing: a change of theirs would say nothing "
-            "until it leaves chance."
-        ]
-    return [f"{len(at_guessing)} of {chosen} measures of tasks cannot be told from guessing: {listed(at_guessing)}."]
+        return f"{len(chosen)} of {count} of tasks can be told from guessing."
+    if len(at_guessing) == len(chosen):
+        return (
+            f"0 of {count} of tasks can be told from guessing: a change there would say nothing until it leaves chance."
+        )
+    return f"{len(at_guessing)} of {count} of tasks cannot be told from guessing: {listed(at_guessing)}."
