@@ -1,12 +1,21 @@
 """What studies say of odd results: scores below guessing, records that are gone, seeds that are not the same."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from synthetic_texts import measured, recipe
 
+from onward.errors import UserError
 from onward.evaluation.scores import HeldOutScore, ItemRow, Measure, Scores, TaskScore, write_scores
-from onward.studies import baseline
-from onward.studies.outcome import Outcome
+from onward.recipe import Recipe
+from onward.studies import baseline, pilot
+from onward.studies.member import changed
+from onward.studies.outcome import Measured, Outcome
 
 
 def yes_or_no(
@@ -94,3 +103,86 @@ def test_a_perplexity_has_no_negative_end_and_is_written_as_elsewhere(tmp_path: 
     assert "," in written[3]
     assert not any("-" in cell or "\N{MINUS SIGN}" in cell for cell in (*written, *share))
     assert share[2] == "5.0 %"
+
+
+def steps(slope: float = -0.3, number: int = 50, **same: Any) -> list[dict[str, Any]]:
+    generator = np.random.default_rng(2)
+    row = {"applied": True, "tokens_per_second": 500.0, "learning_rate": 1e-3, "labelled_tokens": 4096} | same
+    return [
+        row | {"tokens": 4096 * (n + 1), "loss_nats": 4 + slope * np.log(n + 1) + 0.01 * generator.standard_normal()}
+        for n in range(number)
+    ]
+
+
+def a_pilot(place: Path, records: Mapping[int, list[dict[str, Any]]], whole: Recipe, tokens: int = 50_000) -> Measured:
+    """A pilot of 50k tokens with the records of its seeds."""
+    runs = {}
+    for seed, rows in records.items():
+        runs[seed] = place / f"pilot-seed{seed}"
+        runs[seed].mkdir(parents=True)
+        (runs[seed] / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    each = measured("pilot", -0.5, 0.0, seeds=len(records), whole=changed(whole, {"training.stages": [tokens]}))
+    return replace(each, runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("last", "schedule", "horizon", "said"),
+    [
+        (1_000_000, "cosine", "stage", ", and the whole training's will still be at 93 % there."),
+        (1_000_000, "wsd", "run", ", and the whole training's will still be at 100 % there."),
+        (200_000, "cosine", "stage", "rough guide."),
+        (100_000, "cosine", "run", "rough guide."),
+        (1_000_000, "constant", "stage", "rough guide."),
+    ],
+)  # fmt: skip
+def test_a_projection_says_of_the_learning_rate_what_is_so(
+    tmp_path: Path, last: int, schedule: str, horizon: str, said: str
+) -> None:
+    whole = changed(recipe(), {"training.stages": [last], "training.schedule": {"kind": schedule, "horizon": horizon}})
+    found = pilot.outcome([a_pilot(tmp_path, {0: steps()}, whole)], whole)
+    (guide,) = (sentence for sentence in found.findings if "rough guide" in sentence)
+    assert guide.endswith(said)
+    assert ("come down to 10 % of its peak" in guide) == ("there." in said)
+
+
+def test_a_stage_that_ends_where_the_projection_does_has_decayed_there(tmp_path: Path) -> None:
+    whole = changed(recipe(), {"training.stages": [200_000, 1_000_000]})
+    assert "rough guide." in " ".join(pilot.outcome([a_pilot(tmp_path, {0: steps()}, whole)], whole).findings)
+
+
+def test_a_pilot_is_stable_when_all_its_seeds_are(tmp_path: Path) -> None:
+    shaken = steps()
+    for row in shaken[:10]:
+        row["applied"] = False
+    steady = pilot.outcome([a_pilot(tmp_path / "steady", {0: steps(), 1: steps()}, recipe())], recipe())
+    assert steady.headline.startswith("Go")
+    found = pilot.outcome([a_pilot(tmp_path / "shaken", {0: steps(), 1: shaken}, recipe())], recipe())
+    assert found.headline == "Look first: stability."
+    assert any("10 updates left out (seed 1), 0 rollbacks" in cell for row in found.table.rows for cell in row)
+    leap = steps(slope=0.0)
+    leap[30]["loss_nats"] += 2.1
+    leapt = pilot.outcome([a_pilot(tmp_path / "leapt", {0: steps(), 1: leap}, recipe())], recipe())
+    assert any("the largest leap is 2." in cell for row in leapt.table.rows for cell in row)
+    assert leapt.table.caption == "A pilot of 50k tokens, 50 steps with each of 2 seeds"
+
+
+def test_seeds_of_a_pilot_share_the_slope_and_not_the_level() -> None:
+    one, other = steps(), [row | {"loss_nats": row["loss_nats"] + 1} for row in steps()]
+    alone, both = pilot.falling(one), pilot.falling(one, other)
+    assert alone is not None
+    assert both is not None
+    assert both.slope.estimate == pytest.approx(alone.slope.estimate)
+    assert both.level == pytest.approx(alone.level + 0.5)
+    assert both.slope.high - both.slope.low < alone.slope.high - alone.slope.low
+    assert pilot.falling(one, steps(number=9)) == alone
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_pilot_without_its_record_says_what_to_remove(tmp_path: Path, is_there: bool) -> None:
+    each = a_pilot(tmp_path, {0: steps(), 1: []}, recipe())
+    if not is_there:
+        (each.runs[1] / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="the record of the pilot's steps is gone") as caught:
+        pilot.outcome([each], recipe())
+    assert caught.value.todo is not None
+    assert f"remove {each.runs[1]}" in caught.value.todo
