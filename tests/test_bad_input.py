@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import small_run
 from onward.artifact import Folders, locked
 from onward.cli import app
 from onward.corpus.ledger import read_ledger
+from onward.terminal import Terminal
 
 SAMPLE = json.dumps({"text": "The river ran past the mill.\nThe child watched the wheel.\nIt was evening."})
 Command = Callable[..., Any]
@@ -313,7 +315,7 @@ def test_models_that_are_none(place: Path, command: Command) -> None:
     assert "config.json" in said
     (place / "model/model.safetensors").unlink()
     said = refusal(command("run"))
-    assert "the model cannot be loaded" in said
+    assert "there are no weights" in said
     assert str(place / "model") in said
     assert not (place / "cache").exists(), "refused before anything was prepared"
 
@@ -413,17 +415,22 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_elsewhere(
     assert result.exit_code == 0, result.output
 
 
-def test_two_processes_preparing_the_same_text(place: Path, command: Command) -> None:
+def test_two_processes_preparing_the_same_text(place: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     result = command("prepare")
     assert result.exit_code == 0
     folder = Path(json.loads((place / "runs/small/artifacts.json").read_bytes())["corpora"]["domain"])
     shutil.rmtree(folder)
-    with locked(folder):
-        said = refusal(command("prepare"))
-    assert "another process is making this" in said
-    assert str(folder) in said
-    assert "wait for it to end" in said
+    told, held = list[str](), ExitStack()
+    held.enter_context(locked(folder))
+
+    def ended(terminal: Terminal, text: str) -> None:
+        told.append(text)
+        held.close()  # and has left nothing
+
+    monkeypatch.setattr(Terminal, "note", ended)
     assert command("prepare").exit_code == 0
+    assert told == ["another process prepares the same text (corpus): waiting for it"]
+    assert (folder / "manifest.json").exists()
 
 
 # --- a run that was there before ---

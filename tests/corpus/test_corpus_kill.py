@@ -4,17 +4,19 @@ import multiprocessing
 import random
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onward.artifact import Folders, building, building_place, file_hash
+from onward.artifact import Folders, building_place, file_hash, locked
 from onward.corpus.blocks import read_states
+from onward.corpus.making import Making
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.corpus.reading import pieces
-from onward.errors import UserError
 from onward.model.tokenizer import LoadedTokenizer
+from onward.progress import Progress, Silent
 from onward.recipe import Corpus
 
 KILLS = 50
@@ -27,10 +29,13 @@ def contents(prepared: PreparedCorpus) -> dict[str, str]:
     return {path.relative_to(prepared.path).as_posix(): file_hash(path) for path in files}
 
 
-def whole(data: str, place: Path, tokenizer: LoadedTokenizer, **fields: Any) -> PreparedCorpus:
+def whole(
+    data: str, place: Path, tokenizer: LoadedTokenizer, progress: Progress | None = None, **fields: Any
+) -> PreparedCorpus:
     settings = {"held_out": {"share": "5%"}, "block_tokens": 60_000, "quality": ["gopher", "fineweb"], **fields}
     corpus = Corpus.model_validate({"sources": [{"path": data}], **settings})
     options: dict[str, Any] = {"tokenizer": tokenizer, "folders": Folders(place, place), "workers": 1}
+    options["progress"] = progress or Silent()
     return prepare(corpus, sequence_tokens=100, wanted_tokens=None, seed=0, **options)
 
 
@@ -114,11 +119,27 @@ def test_finished_blocks_are_not_read_again(
     assert len(opened) == in_all - before
 
 
-def test_two_processes_do_not_build_the_same_artifact(tmp_path: Path, tiny_tokenizer: LoadedTokenizer) -> None:
+def test_a_corpus_that_another_process_makes_is_waited_for_and_found(
+    tmp_path: Path, tiny_tokenizer: LoadedTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "x.txt"
     data.write_text("One line.\nAnother line.\nAnd here is a third line, the longest of them all.")
     first = whole(str(data), tmp_path, tiny_tokenizer, quality="none")
-    (first.path / "manifest.json").unlink()
-    with building(first.path, "corpus", {}), pytest.raises(UserError, match="another process is making this artifact"):
-        whole(str(data), tmp_path, tiny_tokenizer, quality="none")
+    notes, held = list[str](), ExitStack()
+    held.enter_context(locked(first.path))
+    first.path.rename(tmp_path / "of the other")
+
+    class Heard(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+            (tmp_path / "of the other").rename(first.path)
+            held.close()
+
+    def refuse(making: Making) -> None:
+        raise AssertionError("the other has made it")
+
+    monkeypatch.setattr(Making, "all", refuse)
+    again = whole(str(data), tmp_path, tiny_tokenizer, progress=Heard(), quality="none")
+    assert notes == ["another process prepares the same text (corpus): waiting for it"]
+    assert again == first
     assert not building_place(first.path).exists()

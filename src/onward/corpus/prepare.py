@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from onward.artifact import Folders, building, find
+from onward.artifact import Folders, building, find, locked
 from onward.corpus import blocks
 from onward.corpus.engine import StartWorkers, processes
 from onward.corpus.examine import Examined, Task
@@ -71,11 +71,20 @@ def make(
     start: StartWorkers[Task, tuple[Examined, ...]] | None,
     progress: Progress = _SILENT,
 ) -> PreparedCorpus:
-    """Make a planned corpus, going on from the blocks that an interrupted call finished."""
+    """Make a planned corpus, going on from the blocks that an interrupted call finished.
+
+    Where another process is making the same, it is waited for; what it has made is used.
+    """
     folder, made_from = preparation.folder, preparation.made_from
+
+    def wait() -> None:
+        progress.note(f"another process prepares the same text ({preparation.section}): waiting for it")
+
     if find(folder, made_from) is None:
-        with building(folder, "corpus", made_from, keep_partial=True) as aside:
-            if not (aside / FACTS_FILE).exists():
-                Making(preparation, aside, generate, start, progress).all()
-            blocks.remove_state(aside)
+        with locked(folder, wait):
+            if find(folder, made_from) is None:
+                with building(folder, "corpus", made_from, keep_partial=True, is_locked=True) as aside:
+                    if not (aside / FACTS_FILE).exists():
+                        Making(preparation, aside, generate, start, progress).all()
+                    blocks.remove_state(aside)
     return PreparedCorpus(folder, folder.name, read_ledger(folder))

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onward.artifact import Folders, building, find, fingerprint, read_manifest, write_json
+from onward.artifact import Folders, building, find, fingerprint, locked, read_manifest, write_json
 from onward.errors import RankError, UserError
 from onward.evaluation.partial import Partial
 from onward.evaluation.scored_on import ScoredOn
@@ -43,48 +43,56 @@ def evaluate(
     processes: int = 1,
     cloze: Path | None = None,
     prompts: Path | None = None,
+    waits: bool = False,
 ) -> Scores:
     """Score a model on held-out text and tasks, into the artifact at `folder`; done before, they are only read.
 
     held_out: folder of the corpus artifact by name (`domain`, `general`); what stands of the tasks' items in these
     corpora is scored with and without. processes: ranks that share the items, one per GPU, started by torchrun. cloze:
     an artifact of questions made from the domain's text. prompts: a folder where the tasks' prompts are kept between
-    evaluations. Killed, it goes on after the last chunk of items, which it says; the seconds are those of all its
-    lives.
+    evaluations. waits: for another process that scores into the same folder, and reads what that has made; else it is
+    refused. Killed, it goes on after the last chunk of items, which it says; the seconds are those of all its lives.
 
     Raises UserError for a model, task, data folder or item that cannot be scored, and when `folder` holds scores of
     something else; RanksEnded when a rank has failed.
     """
     source = model if isinstance(model, ModelSource) else describe(model)
     made_from = scores_made_from(source, evaluation=evaluation, held_out=held_out, seed=seed, cloze=cloze)
+    progress = progress or Silent()
+
+    def wait() -> None:
+        progress.note("another process scores the same model on the same: waiting for it")
+
     if find(folder, made_from) is not None:
         return read_scores(folder)
-    progress = progress or Silent()
-    with building(folder, "evaluation", made_from, keep_partial=True) as aside:
-        partial = Partial.open(aside, made_from)
-        settled = evaluation.model_copy(update={"precision": made_from["precision"]})
-        job = _Job(
-            source,
-            settled,
-            dict(held_out),
-            cloze,
-            prompts,
-            seed,
-            progress.name if isinstance(progress, Named) else None,
-            aside,
-            partial.life,
-            partial.began,
-            partial.files(),
-        )
-        if processes > 1:
-            if prompts is None:  # the ranks would each build them, which takes a minute for the seven tasks
-                job = replace(job, prompts=aside / "rows" / "prompts")
-            job = _shared_out(job, partial, processes, progress)
-        texts, tasks, rows = _Scoring(job, partial, progress).all()
-        scores = Scores(source.name, tuple(texts), tuple(tasks), round(partial.lived(), 3))
-        write_scores(aside, scores, rows)
-        ScoredOn.of(evaluation, held_out, cloze).write(aside)
-        partial.remove()
+    with locked(folder, wait if waits else None):
+        if find(folder, made_from) is not None:
+            return read_scores(folder)
+        with building(folder, "evaluation", made_from, keep_partial=True, is_locked=True) as aside:
+            partial = Partial.open(aside, made_from)
+            settled = evaluation.model_copy(update={"precision": made_from["precision"]})
+            job = _Job(
+                source,
+                settled,
+                dict(held_out),
+                cloze,
+                prompts,
+                seed,
+                progress.name if isinstance(progress, Named) else None,
+                aside,
+                partial.life,
+                partial.began,
+                partial.files(),
+            )
+            if processes > 1:
+                if prompts is None:  # the ranks would each build them, which takes a minute for the seven tasks
+                    job = replace(job, prompts=aside / "rows" / "prompts")
+                job = _shared_out(job, partial, processes, progress)
+            texts, tasks, rows = _Scoring(job, partial, progress).all()
+            scores = Scores(source.name, tuple(texts), tuple(tasks), round(partial.lived(), 3))
+            write_scores(aside, scores, rows)
+            ScoredOn.of(evaluation, held_out, cloze).write(aside)
+            partial.remove()
     return read_scores(folder)
 
 

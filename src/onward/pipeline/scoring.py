@@ -34,13 +34,16 @@ class Scoring:
     processes: int
 
     def score_base(self) -> "Scores":
-        """Score the base model; the result is shared by every run that starts from it on the same text."""
+        """Score the base model; the result is shared by every run that starts from it on the same text.
+
+        Where another run is scoring it, that is waited for.
+        """
         from onward.evaluation.evaluate import base_scores_folder
 
         inputs: dict[str, Any] = {"held_out": self.held_out, "seed": self.recipe.seed, "cloze": self.cloze}
         folder = base_scores_folder(self.folders, self.base, evaluation=self.evaluation, **inputs)
         self.kept.record(self.base, base_scores=str(folder), precision=self.evaluation.precision)
-        return self._evaluate(self.base, folder)
+        return self._evaluate(self.base, folder, waits=True)
 
     def score_stage(self, stage: "Stage") -> "Scores":
         """Score the model at a stage's end, or of a token count between."""
@@ -73,7 +76,7 @@ class Scoring:
         folder = self.folders.cache / "cloze" / fingerprint(cloze_made_from(text, **facts))
         return make_cloze(text, **facts, folder=folder, progress=self.progress)
 
-    def _evaluate(self, model: ModelSource, folder: Path) -> "Scores":
+    def _evaluate(self, model: ModelSource, folder: Path, waits: bool = False) -> "Scores":
         from onward.evaluation.evaluate import evaluate
 
         return evaluate(
@@ -86,4 +89,5 @@ class Scoring:
             processes=self.processes,
             cloze=self.cloze,
             prompts=self.folders.cache / "prompts",
+            waits=waits,
         )

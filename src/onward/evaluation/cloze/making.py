@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import building, file_hash, find, read_manifest
+from onward.artifact import building, file_hash, find, locked, read_manifest
 from onward.errors import UserError
 from onward.evaluation.cloze.artifact import KIND, ClozeItem, write_cloze
 from onward.evaluation.cloze.checks import check
@@ -46,14 +46,17 @@ def make_cloze(
     """Make up to `items` cloze items of held-out text into the artifact at `folder`; made before, it is left alone.
 
     held_out: held_out.parquet of a prepared corpus, whose training text is sampled too, or another Parquet file with
-    columns id, group and text. Raises UserError when there is too little text, and when the base model is at chance
-    or above the ceiling on the items.
+    columns id, group and text. Where another process is making the same, it is waited for. Raises UserError when there
+    is too little text, and when the base model is at chance or above the ceiling on the items.
     """
-    made_from = cloze_made_from(held_out, base=base, items=items, seed=seed)
-    if find(folder, made_from) is None:
-        with building(folder, KIND, made_from) as aside:
-            made, facts = _make(held_out, base, items, seed, progress or Silent())
-            write_cloze(aside, made, facts | {"held_out": made_from["held_out"], "base": base.name})
+    made_from, told = cloze_made_from(held_out, base=base, items=items, seed=seed), progress or Silent()
+    if find(folder, made_from) is not None:
+        return folder
+    with locked(folder, lambda: told.note("another process makes the same cloze questions: waiting for it")):
+        if find(folder, made_from) is None:
+            with building(folder, KIND, made_from, is_locked=True) as aside:
+                made, facts = _make(held_out, base, items, seed, told)
+                write_cloze(aside, made, facts | {"held_out": made_from["held_out"], "base": base.name})
     return folder
 
 
