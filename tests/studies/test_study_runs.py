@@ -5,24 +5,20 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import pairwise
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from typer.testing import CliRunner
+from small_study import Heard, study
 
 import small_run
-from onward.artifact import Folders, read_manifest
-from onward.cli import app
+from onward.artifact import locked, read_manifest
 from onward.errors import UserError
 from onward.pipeline import Run
-from onward.progress import Silent
-from onward.recipe import load_recipe
+from onward.reporting.markdown import plain
 from onward.signals import Interrupted
 from onward.studies import StudyResult, planned, run_study
-from onward.studies.states import drop_states
 from onward.training.launch import Ending
 
 FILES = {"study.json", "table.csv", "pairs.csv", "table.md", "findings.md", "plot.svg", "index.html"}
@@ -35,12 +31,6 @@ GRID = {
     }
 }
 """`self` keeps nothing here: a random model's samples have a token for every byte, which a rule drops."""
-
-
-def study(place: Path, name: str, processes: int = 1, **changes: Any) -> StudyResult:
-    changes = {"training__stages": [4800], **changes}
-    plan = planned(name, small_run.recipe(place, **changes), folders=small_run.folders(place))
-    return run_study(plan, workers=1, processes=processes)
 
 
 @pytest.fixture(scope="module")
@@ -221,21 +211,97 @@ def test_ranks_that_end_by_what_the_user_can_mend_are_the_users(
     assert result.code == code
 
 
-def test_what_an_earlier_run_wrote_does_not_stay_beside_a_page_that_denies_it(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_nothing_can_be_read_the_earlier_tables_stay_and_the_page_says_whose_they_are(
+    copied: Path, studied: tuple[Path, StudyResult]
 ) -> None:
-    folder = copied / "runs" / "small-remedies"
-    shutil.rmtree(folder / "members")
+    folder, (_, first) = copied / "runs" / "small-remedies", studied
+    tables = ("table.csv", "pairs.csv", "table.md", "plot.svg")
+    before = {name: (folder / name).read_bytes() for name in tables}
+    shutil.rmtree(copied / "cache")
+    (copied / "domain.jsonl").rename(copied / "elsewhere.jsonl")
+    for _ in range(2):  # the second call knows what the first found of an earlier one
+        heard = Heard()
+        result = study(copied, "remedies", progress=heard, **GRID)
+        assert (result.outcome, result.code) == (None, 2)
+        told = [failure.member for failure in result.failures]
+        assert len(told) == len(set(told)) == 8, "each member once, its scores not again"
+        assert not any(name.startswith(("scores-of", "blends-of")) for name in told)
+        assert {name: (folder / name).read_bytes() for name in tables} == before
+        words = "Nothing could be read this time; table.csv, pairs.csv, table.md and plot.svg are of an earlier run."
+        assert heard.notes[-1] == words
+        page = (folder / "findings.md").read_text(encoding="utf-8")
+        assert first.outcome is not None
+        for text in ("**No member was made.**", words, first.outcome.headline, first.outcome.findings[0]):
+            assert plain(text.strip("*")) in page
+        written = json.loads((folder / "study.json").read_bytes())
+        assert (written["headline"], written["rows"]) == (None, [])
+        assert written["earlier"]["rows"] == [dict(row) for row in first.outcome.rows]
+    (copied / "elsewhere.jsonl").rename(copied / "domain.jsonl")
+    mended = study(copied, "remedies", **GRID)
+    assert mended.outcome is not None
+    assert mended.outcome.headline == first.outcome.headline
+    assert "earlier run" not in (folder / "findings.md").read_text(encoding="utf-8")
+    assert json.loads((folder / "study.json").read_bytes())["earlier"] is None
+
+
+def test_where_nothing_was_ever_compared_the_page_says_that_no_member_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
 
     def broken(run: Run) -> Any:
         raise UserError("no base")
 
     monkeypatch.setattr(Run, "score_base", broken)
-    result = study(copied, "remedies", **GRID)
-    assert "No member was made." in (folder / "findings.md").read_text(encoding="utf-8")
+    result = study(place, "remedies", **GRID)
+    assert "No member was made." in (result.folder / "findings.md").read_text(encoding="utf-8")
     assert result.outcome is None
-    written = {path.name for path in folder.iterdir() if path.is_file()}
+    written = {path.name for path in result.folder.iterdir() if path.is_file()}
     assert written == FILES - {"table.csv", "pairs.csv", "table.md", "plot.svg"}
+
+
+def test_what_another_process_makes_in_the_cache_is_waited_for(copied: Path) -> None:
+    shared = [path for kind in ("corpora", "scores") for path in (copied / "cache" / kind).iterdir()]
+    held = {path: ExitStack() for path in shared}
+    for path, lock in held.items():
+        lock.enter_context(locked(path))
+        path.rename(copied / f"{path.name} of the other")
+
+    def ended(text: str) -> None:
+        if "waiting for it" not in text:
+            return
+        # What is waited for is the next that is missing: domain, general text, the base's scores.
+        for path, lock in held.items():
+            (copied / f"{path.name} of the other").rename(path)
+            lock.close()
+        held.clear()
+
+    heard = Heard(ended)
+    again = study(copied, "remedies", progress=heard, **GRID)
+    assert [note for note in heard.notes if "another process" in note] == [
+        "another process prepares the same text (corpus): waiting for it"
+    ]
+    assert {failure.member for failure in again.failures} == {"self-10-seed0", "self-10-seed1"}, "as before"
+
+
+def test_the_scores_of_a_base_are_waited_for_and_those_of_a_run_are_not(tmp_path: Path) -> None:
+    place = small_run.write_inputs(tmp_path / "inputs")
+    heard = Heard(lambda text: held.close() if "waiting for it" in text else None)
+    run = Run(small_run.recipe(place), folders=small_run.folders(place), progress=heard, workers=1)
+    run.score_base()
+    (scores,) = (place / "cache" / "scores").iterdir()
+    shutil.rmtree(scores)
+    held = ExitStack()
+    held.enter_context(locked(scores))
+    run.score_base()
+    assert heard.notes[-1] == "another process scores the same model on the same: waiting for it"
+    assert read_manifest(scores) is not None, "the other had left nothing"
+    (stage,) = run.train(until_stage=1)
+    with (
+        locked(run.folder / "scores" / stage.folder.name),
+        pytest.raises(UserError, match="another process is making this"),
+    ):
+        run.score_stage(stage)
 
 
 def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path) -> None:
@@ -281,102 +347,13 @@ def test_the_time_of_the_other_trainings_is_told_after_the_first(tmp_path: Path)
     place = small_run.write_inputs(tmp_path / "inputs")
     given = {"tokens": 960, "learning_rates": [1e-3, 1e-2], "batch_tokens": [480]}
     plan = planned("rates", small_run.recipe(place, study=given), folders=small_run.folders(place), seeds=2)
-    notes: list[str] = []
-
-    class Heard(Silent):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    run_study(plan, progress=Heard(), workers=1)
+    heard = Heard()
+    notes = heard.notes
+    run_study(plan, progress=heard, workers=1)
     assert notes[0] == "4 trainings of 960 tokens each, one after the other"
     told = [note for note in notes if re.fullmatch(r"about \d+ .*for the other 3 trainings.*", note)]
     assert len(told) == 1
     assert notes.index(told[0]) < next(n for n, note in enumerate(notes) if note.startswith("member 2 of 4"))
     notes.clear()
-    run_study(plan, progress=Heard(), workers=1)
+    run_study(plan, progress=heard, workers=1)
     assert not any("about" in note for note in notes), "nothing is left to train"
-
-
-def test_states_that_are_kept_are_kept(tmp_path: Path) -> None:
-    place = small_run.write_inputs(tmp_path / "inputs")
-    recipe = place / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(small_run.content(place, training__stages=[4800])), encoding="utf-8")
-    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs"), "--workers", "1"]
-    result = CliRunner().invoke(app, ["study", "pilot", str(recipe), "--tokens", "960", "--keep-states", *places])
-    assert result.exit_code == 0, result.output
-    folder = place / "runs" / "small-pilot"
-    assert (folder / "members/pilot-seed0/checkpoints/tokens-000000960/state").is_dir()
-    assert "A pilot of 960 tokens, 2 steps" in result.stdout
-    assert "corpora: 2 made, 0 reused" in result.stdout
-    assert str(folder / "index.html") in " ".join(result.stdout.split())
-    # The same member by itself: its recipe is whole, and everything is there.
-    alone = Run(load_recipe(folder / "recipes/pilot-seed0.yaml"), folders=Folders(place / "cache", folder / "members"))
-    assert alone.train()[0].model.is_dir()
-    assert drop_states(alone.folder) > 0
-    assert drop_states(alone.folder) == 0
-    assert [stage.tokens for stage in alone.train()] == [960], "it is still done"
-
-
-def test_the_study_of_tokens_scores_models_between(tmp_path: Path) -> None:
-    place = small_run.write_inputs(tmp_path / "inputs")
-    result = study(place, "tokens", study={"budgets": [960, 1920, 4800]})
-    assert result.outcome is not None
-    assert [(row["tokens"], row["decayed"]) for row in result.outcome.rows] == [
-        (960, False), (1920, False), (4800, True),
-    ]  # fmt: skip
-    assert (result.counts.made["trained members"], result.counts.made["scores"]) == (1, 3)
-    # The gains by hand, from the changes beside them.
-    before = [{"tokens": 0, "domain": 0.0}, *result.outcome.rows]
-    gains = [
-        1e8 * (first["domain"] - second["domain"]) / (second["tokens"] - first["tokens"])
-        for first, second in pairwise(before)
-    ]
-    assert [row["gain_per_100M"] for row in result.outcome.rows] == pytest.approx(gains, rel=1e-4)
-    assert gains[1] >= gains[0] / 2
-    assert gains[2] < max(gains[:2]) / 2, "the last piece is the first that has halved"
-    assert result.outcome.headline.startswith("4.8k tokens change the domain by −")
-    assert result.outcome.headline.endswith("; the gain per token halves after 1.92k tokens.")
-
-
-def test_the_baseline_is_the_base_on_everything(tmp_path: Path) -> None:
-    place = small_run.write_inputs(tmp_path / "inputs")
-    result = study(place, "baseline")
-    assert result.outcome is not None
-    assert [row["name"] for row in result.outcome.rows] == ["domain", "general"]
-    assert result.outcome.rows[0]["value_low"] < result.outcome.rows[0]["value"] < result.outcome.rows[0]["value_high"]
-    cut = {"name": "few", "training__stages": [4800], "evaluation__held_out_tokens": 500}
-    few = run_study(planned("baseline", small_run.recipe(place, **cut), folders=small_run.folders(place)), workers=1)
-    assert few.outcome is not None
-    assert 1 < few.outcome.rows[0]["items"] < 8
-    assert few.outcome.rows[0]["value_low"] is few.outcome.rows[0]["value_high"] is None, "as few as give no verdict"
-    assert "(unknown)" in few.outcome.findings[0]
-    assert result.counts.made["trained members"] == 0
-    # What the recipe's own run needs is what was made here.
-    run = Run(small_run.recipe(place, training__stages=[4800]), folders=small_run.folders(place), workers=1)
-    before = set((place / "cache").rglob("manifest.json"))
-    run.score_base()
-    assert set((place / "cache").rglob("manifest.json")) == before
-
-
-def test_domains_and_sizes_stand_side_by_side(tmp_path: Path) -> None:
-    from synthetic import llama_config, write_model
-
-    place = small_run.write_inputs(tmp_path / "inputs")
-    write_model(place / "wide", llama_config(hidden_size=48), seed=1)
-    small_run.write_texts(place / "other.jsonl", 60, seed=9)
-    text = small_run.content(place)["corpus"]
-    given = {
-        "tokens": 960,
-        "domains": {"first": text, "second": {**text, "sources": [{"path": str(place / "other.jsonl")}]}},
-        "models": {"narrow": {"base": str(place / "model")}, "wide": {"base": str(place / "wide")}},
-    }
-    domains = study(place, "domains", study=given)
-    assert domains.outcome is not None
-    assert [row["member"] for row in domains.outcome.rows] == ["first", "second"]
-    assert (domains.counts.made["corpora"], domains.counts.reused["corpora"]) == (3, 1), "general text is shared"
-    sizes = study(place, "sizes", study=given)
-    assert sizes.outcome is not None
-    small, large = (row["parameters"] for row in sizes.outcome.rows)
-    assert small < large
-    assert sizes.counts.made["corpora"] == 0, "one tokenizer, so the corpora are those of the study before"
-    assert sizes.counts.made["base scores"] == 1

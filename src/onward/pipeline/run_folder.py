@@ -61,9 +61,14 @@ class RunFolder:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What the run's folder says of its shared artifacts."""
+        """What the run's folder says of its shared artifacts; raises UserError when that is damaged."""
         path = self.folder / "artifacts.json"
-        content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        try:
+            content = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise _damaged(path, str(error)) from None
+        if not isinstance(content, dict):
+            raise _damaged(path, type(content).__name__)
         return content
 
     def record(self, base: ModelSource, **pointers: Any) -> None:
@@ -72,3 +77,8 @@ class RunFolder:
             return
         model = {**asdict(base), "folder": str(base.folder)}
         write_json(self.folder / "artifacts.json", {**self.recorded, "model": model, **pointers})
+
+
+def _damaged(path: Path, got: str) -> UserError:
+    todo = f"remove {path} and run again; it will be written anew"
+    return UserError("what the run says of its shared artifacts is damaged", str(path), got, "a JSON object", todo)

@@ -10,6 +10,7 @@ from onward.errors import UserError
 from onward.model.source import describe
 from onward.pipeline import Run
 from onward.pipeline.blend import score_blends
+from onward.pipeline.run_folder import RunFolder
 from onward.recipe import Recipe
 from onward.studies.execution import Execution, base_scores_of, places_of, scores_name, scores_of
 from onward.studies.member import Member, Variant
@@ -53,13 +54,22 @@ def _with_seed(found: _Gathered | None, plan: StudyPlan, member: Member, scores:
     base = base_scores_of(run) if found is None else found.base
     points = {tokens: read_texts(base, folder, member.seed) for tokens, folder in scores.items()}
     if found is None:
-        parameters = int(json.loads((run / "plan.json").read_bytes())["parameters"])
-        return _Gathered(base, member.recipe, parameters, {member.seed: run}, points)
+        return _Gathered(base, member.recipe, _parameters(run), {member.seed: run}, points)
     joined = {
         tokens: {name: text.joined(points[tokens][name]) for name, text in texts.items()}
         for tokens, texts in found.points.items()
     }
     return replace(found, runs={**found.runs, member.seed: run}, points=joined)
+
+
+def _parameters(run: Path) -> int:
+    """Return how many parameters a member's model has; raises UserError when its plan does not say so."""
+    path = run / "plan.json"
+    try:
+        return int(json.loads(path.read_bytes())["parameters"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        todo = "remove it and run again; it will be written anew"
+        raise UserError("a member's plan cannot be read", str(path), str(error), todo=todo) from error
 
 
 def measured(execution: Execution) -> tuple[Measured, ...]:
@@ -70,7 +80,7 @@ def measured(execution: Execution) -> tuple[Measured, ...]:
         for member in plan.members:
             if member.variant != variant:
                 continue
-            with execution.recorded(scores_name(member)):
+            with execution.recorded(scores_name(member), member.name):
                 scores = {
                     place.tokens: scores_of(plan.runs / member.name, place) for place in done_places(plan, member)
                 }
@@ -93,7 +103,7 @@ def blended(execution: Execution) -> tuple[Measured, ...]:
         blends = [blend for blend in plan.blends if blend.of == member.variant.name]
         if not blends:
             continue
-        with execution.recorded(f"blends-of-{member.name}"):
+        with execution.recorded(f"blends-of-{member.name}", member.name):
             if not done_places(plan, member):
                 continue
             execution.progress.note(f"blends of {member.name} with its base")
@@ -110,8 +120,8 @@ def _score(execution: Execution, member: Member, shares: list[float]) -> list[Pa
     run = Run(member.recipe, folders=execution.folders, progress=execution.progress)
     place = run.folder / "blends"
     there = sum(1 for _ in place.glob("*/manifest.json"))
-    recorded = json.loads((run.folder / "artifacts.json").read_bytes())
-    evaluation = member.recipe.evaluation.model_copy(update={"precision": recorded["precision"]})
+    precision = RunFolder(run.folder, is_written=False).recorded.get("precision", "auto")
+    evaluation = member.recipe.evaluation.model_copy(update={"precision": precision})
     scored = score_blends(
         run.base,
         describe(places_of(run)[-1].model),

@@ -1,17 +1,16 @@
 """Run what a study's members lack, one after the other; what fails is recorded and the others go on."""
 
-import json
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from onward.artifact import Folders, read_manifest, write_text
 from onward.errors import UserError
 from onward.pipeline import Run
+from onward.pipeline.run_folder import RunFolder
 from onward.progress import Progress
 from onward.recipe import format_seconds, format_tokens
 from onward.signals import Interrupted
@@ -38,7 +37,10 @@ class Failure:
 
 @dataclass
 class Counts:
-    """How many artifacts of a kind were made, and how often one that was there already was used."""
+    """How many artifacts of a kind were made, and how often one that was there already was used.
+
+    What another process made while it was waited for counts as made.
+    """
 
     made: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     reused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
@@ -93,8 +95,11 @@ class Execution:
             self.progress.note(f"about {format_seconds(seconds)} for the other {trainings}, if they are as fast")
 
     @contextmanager
-    def recorded(self, name: str) -> Iterator[None]:
-        """Turn whatever a member raises into a Failure, with its traceback in a file; signals pass."""
+    def recorded(self, name: str, member: str | None = None) -> Iterator[None]:
+        """Turn whatever a member raises into a Failure, with its traceback in a file; signals pass.
+
+        member: whose results are read. When it has failed, what its owner can mend is told of once, with it.
+        """
         path = self.plan.folder / "failed" / f"{name}.txt"
         try:
             yield
@@ -104,6 +109,9 @@ class Execution:
         except Exception as error:
             if isinstance(error, RanksEnded) and error.status > 128:  # a signal that the ranks were told of
                 raise
+            if _is_users(error) and any(failure.member == member for failure in self.failures):
+                path.unlink(missing_ok=True)
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, "".join(traceback.format_exception(error)))
             words = str(error) or type(error).__name__
@@ -146,8 +154,9 @@ class Execution:
         place = self.folders.cache / _SHARED[kind]
         before = _complete(place)
         yield
-        made = len(_complete(place) - before)
-        self.counts.add(kind, made, max(0, _uses(kind, run) - made))
+        uses = _uses(kind, run)
+        made = min(uses, len(_complete(place) - before))  # others may make some of their own in the same cache
+        self.counts.add(kind, made, uses - made)
 
 
 def _is_users(error: Exception) -> bool:
@@ -199,6 +208,9 @@ def scores_name(member: Member) -> str:
 
 
 def base_scores_of(run_folder: Path) -> Path:
-    """Return the scores of the base that belong to a member."""
-    recorded: dict[str, Any] = json.loads((run_folder / "artifacts.json").read_bytes())
-    return Path(recorded["base_scores"])
+    """Return where the scores of the base that belong to a member stand; raises UserError when that is not recorded."""
+    recorded = RunFolder(run_folder, is_written=False).recorded.get("base_scores")
+    if recorded is None:
+        where = str(run_folder / "artifacts.json")
+        raise UserError("a member does not say where its base's scores are", where, todo="run the study again")
+    return Path(recorded)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from onward.analysis.paired import Scored, pair_up, read_scored
 from onward.analysis.rows import LEAST_GROUPS
+from onward.artifact import MANIFEST
+from onward.errors import UserError
 from onward.statistics import Interval, paired_bootstrap_ratio, pooled_change
 
 NO_VERDICT: Literal["no verdict"] = "no verdict"
@@ -111,7 +113,7 @@ def units(group: NDArray[np.object_]) -> int:
 def read_texts(base: Path, folder: Path, number: int) -> dict[str, Text]:
     """Return the held-out texts by name, from the scores of the base and those of a seed; number: of the seed.
 
-    Raises UserError when they are not of the same documents, or differ in precision.
+    Raises UserError when one is missing, they are not of the same documents, or differ in precision.
     """
     return {
         pair.name: Text(
@@ -121,7 +123,7 @@ def read_texts(base: Path, folder: Path, number: int) -> dict[str, Text]:
             pair.before.group,
             (number,),
         )
-        for pair in pair_up(_read(base), _read(folder))[0]
+        for pair in pair_up(_read(base, "the base's scores"), _read(folder, "the scores"))[0]
     }
 
 
@@ -130,9 +132,14 @@ def _read_at(folder: Path, changed_ns: int) -> Scored:
     return read_scored(folder)
 
 
-def _read(folder: Path) -> Scored:
-    """Read scores; those of the base stand beside every member's and are read once."""
-    return _read_at(folder, (folder / "manifest.json").stat().st_mtime_ns)
+def _read(folder: Path, what: str) -> Scored:
+    """Read scores; those of the base stand beside every member's and are read once. what: they are, for messages."""
+    try:
+        changed_ns = (folder / MANIFEST).stat().st_mtime_ns
+    except FileNotFoundError:
+        todo = "run again where the text is at its place; they will be made anew"
+        raise UserError(f"{what} are missing", str(folder), todo=todo) from None
+    return _read_at(folder, changed_ns)
 
 
 def told(difference: Interval) -> Told:

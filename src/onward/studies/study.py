@@ -16,7 +16,7 @@ from onward.studies.execution import Counts, Execution, Failure, base_scores_of
 from onward.studies.outcome import Measured, Outcome
 from onward.studies.plan import StudyPlan, plan_study
 from onward.studies.variants import STUDIES
-from onward.studies.writing import write_study
+from onward.studies.writing import earlier_words, write_study
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def run_study(
         execution.all()
         outcome = _outcome(plan, execution)
         page = write_study(plan, outcome, execution.failures, execution.counts)
+        if outcome is None and (words := earlier_words(plan.folder)) is not None:
+            execution.progress.note(words)
     return StudyResult(plan.folder, outcome, tuple(execution.failures), execution.counts, page)
 
 

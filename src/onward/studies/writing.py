@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,23 +18,48 @@ from onward.studies.execution import Counts, Failure, scores_name
 from onward.studies.outcome import Outcome, number_of, training_seconds
 from onward.studies.plan import StudyPlan
 
+_TABLES = ("table.csv", "pairs.csv", "table.md", "plot.svg")
+
 
 def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> Path:
     """Write study.json, table.csv, pairs.csv, table.md, findings.md, plot.svg and index.html; return the page.
 
-    Of an earlier call's tables and plot nothing stays when there is none now.
+    Where nothing could be compared, an earlier call's tables and plot stay, and the page says whose they are and what
+    was found then (`earlier_words`).
     """
     folder = plan.folder
-    write_json(folder / "study.json", _as_json(plan, outcome, failures, counts))
-    page = _page(plan, outcome, failures)
-    figure = None if outcome is None else outcome.figure
-    _replace(folder / "table.csv", None if outcome is None else _csv(outcome.rows))
-    _replace(folder / "pairs.csv", None if outcome is None or not outcome.pairs else _csv(outcome.pairs))
-    _replace(folder / "table.md", None if outcome is None else table_markdown(outcome.table) + "\n")
-    _replace(folder / "plot.svg", None if figure is None else standalone(figure.wide, WIDE))
+    earlier = None if outcome is not None else _earlier(folder)
+    page = _page(plan, outcome, failures, earlier)
+    write_json(folder / "study.json", _as_json(plan, outcome, failures, counts) | {"earlier": earlier})
+    if outcome is not None:
+        figure = outcome.figure
+        _replace(folder / "table.csv", _csv(outcome.rows))
+        _replace(folder / "pairs.csv", _csv(outcome.pairs) if outcome.pairs else None)
+        _replace(folder / "table.md", table_markdown(outcome.table) + "\n")
+        _replace(folder / "plot.svg", None if figure is None else standalone(figure.wide, WIDE))
     write_text(folder / "findings.md", _findings(page))
     write_text(folder / "index.html", render_study_page(page))
     return folder / "index.html"
+
+
+def earlier_words(folder: Path) -> str | None:
+    """Say which files of a study that could compare nothing are of an earlier call; None where there are none."""
+    there = [name for name in _TABLES if (folder / name).exists()]
+    if not there:
+        return None
+    *most, last = there
+    names = f"{', '.join(most)} and {last}" if most else last
+    return f"Nothing could be read this time; {names} {'are' if most else 'is'} of an earlier run."
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """Return what an earlier call has found, as study.json has it; None where none has, or it cannot be read."""
+    try:
+        content = json.loads((folder / "study.json").read_bytes())
+        told = content if content["headline"] is not None else content.get("earlier")
+        return None if told is None else {key: told[key] for key in ("headline", "findings", "points", "rows")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _replace(path: Path, text: str | None) -> None:
@@ -44,7 +70,9 @@ def _replace(path: Path, text: str | None) -> None:
         write_text(path, text)
 
 
-def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure]) -> StudyText:
+def _page(
+    plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], earlier: Mapping[str, Any] | None
+) -> StudyText:
     facts = f"Base {plan.recipe.model.base}; "
     facts += (
         "nothing is trained" if plan.study == "baseline" else
@@ -53,7 +81,13 @@ def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure])
     )  # fmt: skip
     told = tuple((failure.member, failure.message) for failure in failures)
     if outcome is None:
-        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, (), (), None, None, told)
+        words = earlier_words(plan.folder)
+        findings: tuple[str, ...] = () if words is None else (words,)
+        points: tuple[tuple[str, str], ...] = ()
+        if words is not None and earlier is not None:
+            findings = (words, "It said:", earlier["headline"], *earlier["findings"])
+            points = tuple((name, said) for name, said in earlier["points"])
+        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, findings, points, None, None, told)
     return StudyText(
         plan.recipe.name,
         plan.study,
@@ -67,9 +101,7 @@ def _page(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure])
     )
 
 
-def _as_json(
-    plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts
-) -> Mapping[str, Any]:
+def _as_json(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], counts: Counts) -> dict[str, Any]:
     failed = {failure.member: failure for failure in failures}
     members = []
     for member in plan.members:
