@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_texts import measured, recipe
+from synthetic_texts import a_grid, measured, recipe
 
 from onward.errors import UserError
 from onward.evaluation.scores import HeldOutScore, ItemRow, Measure, Scores, TaskScore, write_scores
 from onward.recipe import Recipe
-from onward.studies import baseline, pilot
+from onward.studies import baseline, pilot, remedies
 from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome
+from onward.studies.pareto import place
 
 
 def yes_or_no(
@@ -186,3 +187,73 @@ def test_a_pilot_without_its_record_says_what_to_remove(tmp_path: Path, is_there
         pilot.outcome([each], recipe())
     assert caught.value.todo is not None
     assert f"remove {each.runs[1]}" in caught.value.todo
+
+
+def of_seeds(each: Measured, *seeds: int) -> Measured:
+    """A member of which only these seeds could be scored."""
+    texts = {name: replace(text, after=text.after[list(seeds)], numbers=seeds) for name, text in each.texts.items()}
+    return replace(each, runs={seed: each.runs[seed] for seed in seeds}, texts=texts)
+
+
+def test_what_is_judged_on_fewer_seeds_than_others_says_so() -> None:
+    none, replay, five, ewc, *others = a_grid()
+    found = remedies.outcome([of_seeds(none, 0), of_seeds(replay, 0, 1), five, of_seeds(ewc, 1, 2), *others])
+    words = " ".join(found.findings)
+    assert "of 1 to 3 seeds, over seeds and documents, and over documents alone for what has one seed: none." in words
+    assert "documents alone, since one seed" not in words
+    assert "Members differ in the seeds that were made: changes and the front are of the means" in words
+    fronts = {row[0]: row[-1] for row in found.table.rows}
+    assert fronts["ewc-1"] == "behind replay-1 (from 1 seed in common)"
+    assert fronts["ewc-10"] == "behind replay-5", "all seeds are those of both"
+    assert dict(found.points)["ewc-1"].endswith("(from 2 seeds in common)")
+    assert dict(found.points)["self-5"].endswith("on either")
+    assert found.figure is not None
+    assert "over documents, and seeds where there are several. The" in found.figure.caption
+    seeds = {frozenset((pair["member"], pair["beside"])): pair["seeds"] for pair in found.pairs}
+    assert (seeds[frozenset(("none", "ewc-1"))], seeds[frozenset(("replay-1", "ewc-1"))]) == (0, 1)
+
+
+def test_seeds_that_all_members_have_are_not_told_of() -> None:
+    for seeds in ((1,), (0, 2)):
+        found = remedies.outcome([of_seeds(each, *seeds) for each in a_grid()])
+        assert "in common" not in " ".join((*found.findings, *(row[-1] for row in found.table.rows)))
+    assert "of 2 seeds, over seeds and documents." in " ".join(found.findings)
+
+
+def test_a_member_is_not_behind_one_that_it_beats_on_the_seeds_of_both() -> None:
+    """The mean of the other is better by a seed that this one lacks."""
+    mine, other = measured("mine", -0.5, 0.1), measured("other", -0.6, 0.05)
+    text = other.texts["general"]
+    nats = text.before + np.array([[0.2], [-0.1], [-0.1]]) * text.bits
+    texts = {**other.texts, "general": replace(text, after=nats)}
+    assert text.of_seeds()[0] > 0
+    placed = place({"mine": of_seeds(mine, 0).texts, "other": texts}, 500, 0)
+    assert placed["mine"].dominated_by == "other"
+    assert placed["mine"].standing == "not distinguishable"
+
+
+def test_members_without_a_remedy_are_told_apart() -> None:
+    two = [measured("none", -0.5, 0.1, "none"), measured("ewc-0", -0.4, 0.1, "none")]
+    said = [sentence for sentence in remedies.outcome(two).findings if sentence.startswith("Without a remedy")]
+    assert [sentence.split(" the domain")[0] for sentence in said] == [
+        "Without a remedy (none)", "Without a remedy (ewc-0)",
+    ]  # fmt: skip
+    (alone,) = (each for each in remedies.outcome(two[:1]).findings if each.startswith("Without a remedy"))
+    assert alone.startswith("Without a remedy the domain text")
+
+
+def test_seeds_without_a_record_have_no_part_in_the_time_of_training(tmp_path: Path) -> None:
+    def timed(name: str, family: str, seconds: Mapping[int, float]) -> Measured:
+        runs = {}
+        for seed, took in seconds.items():
+            runs[seed] = tmp_path / f"{name}-seed{seed}"
+            runs[seed].mkdir()
+            if took:
+                (runs[seed] / "metrics.jsonl").write_text(json.dumps({"seconds": took}) + "\n", encoding="utf-8")
+        return replace(measured(name, -0.5, 0.1, family, seeds=len(seconds)), runs=runs)
+
+    none, replay = timed("none", "none", {0: 10, 1: 0}), timed("replay-1", "replay", {0: 12, 1: 12})
+    assert remedies.costs_of([none, replay]) == {"none": 1.0, "replay-1": 1.2}
+    gone = timed("ewc-1", "EWC", {0: 0, 1: 0})
+    assert remedies.costs_of([none, replay, gone]) == {"none": 1.0, "replay-1": 1.2}
+    assert remedies.costs_of([gone, replay]) == {}

@@ -92,6 +92,24 @@ def as_numbers(prefix: str, interval: Interval) -> dict[str, float | None]:
 _MOST_PAIRS = 4
 
 
+def over_words(found: Sequence[Measured]) -> str:
+    """Say what the intervals of members are over: `seeds and documents`, and which of them are of one seed alone."""
+    alone = [each.variant.words for each in found if len(each.runs) == 1]
+    if len(alone) == len(found):
+        return "documents alone, since one seed says nothing of others"
+    return "seeds and documents" + (
+        f", and over documents alone for what has one seed: {listed(alone)}" if alone else ""
+    )  # fmt: skip
+
+
+def common_words(one: Measured, other: Measured) -> str:
+    """Say of how many seeds a difference is where these are fewer than either has: ` (from 1 seed in common)`."""
+    common = len(one.runs.keys() & other.runs.keys())
+    if not common or common == max(len(one.runs), len(other.runs)):
+        return ""
+    return f" (from {number_of(common, 'seed')} in common)"
+
+
 def without_common_seed(found: Sequence[Measured]) -> list[str]:
     """Return the sentence on members that share no seed, since one of either failed; none where all share one."""
     apart = [f"{one.variant.words} and {other.variant.words}" for one, other in combinations(found, 2)

@@ -17,10 +17,12 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    common_words,
     difference_words,
     judged_on,
     listed,
     number_of,
+    over_words,
     training_seconds,
     without_common_seed,
 )
@@ -38,7 +40,10 @@ _Changes = dict[str, tuple[Interval, Interval]]
 
 def caption_of(found: Sequence[Measured]) -> str:
     """Return the plot's caption, which names seeds only where there are several, and the control where there is one."""
-    over = "documents and seeds" if max(len(each.runs) for each in found) > 1 else "documents"
+    seeds = {len(each.runs) for each in found}
+    over = "documents" if max(seeds) == 1 else "documents and seeds" if min(seeds) > 1 else (
+        "documents, and seeds where there are several"
+    )  # fmt: skip
     control = "; the control, a square, is no remedy and stands outside" if any(map(_is_control, found)) else ""
     return (
         f"Each member against the base, with 95 % intervals over {over}. The dashed line is the Pareto front of the "
@@ -66,7 +71,7 @@ def outcome(found: Sequence[Measured]) -> Outcome:
         stands = placed[name]
         cost = [f"{costs[name]:.2f} x" if name in costs else ""] if costs else []
         rows.append((each.variant.words, *change_texts(domain), *change_texts(general), str(len(each.runs)),
-                     *cost, standing_words(stands, found)))  # fmt: skip
+                     *cost, standing_words(each, stands, found)))  # fmt: skip
         numbers.append(
             {"member": name, "words": each.variant.words, "family": each.variant.family, "seeds": len(each.runs)}
             | {"domain_base": round(each.texts["domain"].base, 6), "general_base": round(each.texts["general"].base, 6)}
@@ -95,10 +100,12 @@ def outcome(found: Sequence[Measured]) -> Outcome:
 def pairs_of(found: Sequence[Measured]) -> tuple[dict[str, Any], ...]:
     """Return how much more bits per byte each member takes than each that stands after it, paired by document and seed.
 
-    Members that share no seed have no interval (None).
+    seeds: of how many, those that both have. Members that share no seed have no interval (None).
     """
     return tuple(
-        dict[str, Any](member=one.variant.name, beside=other.variant.name)
+        dict[str, Any](
+            member=one.variant.name, beside=other.variant.name, seeds=len(one.runs.keys() & other.runs.keys())
+        )
         | as_numbers("domain", one.texts["domain"].beyond(other.texts["domain"], _RESAMPLES, _SEED))
         | as_numbers("general", one.texts["general"].beyond(other.texts["general"], _RESAMPLES, _SEED))
         for one, other in combinations(found, 2)
@@ -108,14 +115,18 @@ def pairs_of(found: Sequence[Measured]) -> tuple[dict[str, Any], ...]:
 def costs_of(found: Sequence[Measured]) -> dict[str, float]:
     """Return the training time of members by name, relative to the one without a remedy; empty without such a record.
 
-    Means over seeds of the seconds that steps took. Blends are of models that are trained already, and are left out.
+    Means over the seeds that have a record, of the seconds that steps took. Blends are of models that are trained
+    already, and are left out.
     """
     trained = [each for each in found if each.variant.family != BLEND]
-    seconds = {
-        each.variant.name: mean(training_seconds(folder) for folder in each.runs.values()) for each in trained
-    }  # fmt: skip
-    alone = next((seconds[each.variant.name] for each in trained if each.variant.family == NONE), 0.0)
-    return {name: took / alone for name, took in seconds.items() if took > 0} if alone > 0 else {}
+    seconds = {}
+    for each in trained:
+        took = [one for one in map(training_seconds, each.runs.values()) if one > 0]
+        if took:
+            seconds[each.variant.name] = mean(took)
+    alone = [seconds.get(each.variant.name) for each in trained if each.variant.family == NONE]
+    reference = next(filter(None, alone), None)
+    return {} if reference is None else {name: took / reference for name, took in seconds.items()}
 
 
 def reference_of(found: Sequence[Measured], changes: _Changes) -> Measured | None:
@@ -139,14 +150,16 @@ def _changes(each: Measured) -> tuple[Interval, Interval]:
     return domain, general
 
 
-def standing_words(placed: Placed, found: Sequence[Measured]) -> str:
-    """Say where a member stands: `front`, `behind replay 5 %`, `not distinguishable from replay 5 %`."""
+def standing_words(each: Measured, placed: Placed, found: Sequence[Measured]) -> str:
+    """Say where a member stands: `front`, `behind replay 5 %`, `not distinguishable from replay 5 %`.
+
+    What is judged on fewer seeds than either of two has says on how many.
+    """
     if placed.dominated_by is None:
         return placed.standing
-    words = next(each.variant.words for each in found if each.variant.name == placed.dominated_by)
-    return {"behind": f"behind {words}", NO_VERDICT: f"no verdict beside {words}"}.get(
-        placed.standing, f"not distinguishable from {words}"
-    )
+    other = next(other for other in found if other.variant.name == placed.dominated_by)
+    words = {"behind": "behind", NO_VERDICT: "no verdict beside"}.get(placed.standing, "not distinguishable from")
+    return f"{words} {other.variant.words}{common_words(each, other)}"
 
 
 def _figure(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> Figure:
@@ -172,23 +185,34 @@ def _headline(found: Sequence[Measured], placed: dict[str, Placed]) -> str:
 def _findings(found: Sequence[Measured], changes: _Changes, placed: dict[str, Placed]) -> tuple[str, ...]:
     """The paragraph: without a remedy, the front, the control, and what limits it all."""
     sentences = []
-    for each in found:
-        if each.variant.family == NONE:
-            domain, general = changes[each.variant.name]
-            sentences.append(
-                f"Without a remedy the domain text changes by {change_words(domain)}, general text by "
-                f"{change_words(general)}."
-            )
+    alone = [each for each in found if each.variant.family == NONE]
+    for each in alone:
+        domain, general = changes[each.variant.name]
+        which = f" ({each.variant.words})" if len(alone) > 1 else ""
+        sentences.append(
+            f"Without a remedy{which} the domain text changes by {change_words(domain)}, general text by "
+            f"{change_words(general)}."
+        )
     sentences.append(_front_words(found, placed))
     sentences += [_control(each, changes[each.variant.name]) for each in found if _is_control(each)]
     seeds = sorted({len(each.runs) for each in found})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    over = "seeds and documents" if seeds[0] > 1 else "documents alone, since one seed says nothing of others"
+    number += " seed" if number == "1" else " seeds"
     sentences.append(
-        f"Intervals are of 95 %, over {over} ({number} {'seed' if number == '1' else 'seeds'}), each for itself: among "
+        f"Intervals are of 95 %, of {number}, over {over_words(found)}. Each is for itself: among "
         f"{number_of(len(found), 'row')} of the table one in twenty misses by chance. A change below zero is a gain."
     )
-    return (*sentences, *judged_on(found), *without_common_seed(found))
+    return (*sentences, *_unequal_seeds(found), *judged_on(found), *without_common_seed(found))
+
+
+def _unequal_seeds(found: Sequence[Measured]) -> list[str]:
+    """Say what is over which seeds where some of them failed for some members alone."""
+    if len({frozenset(each.runs) for each in found}) == 1:
+        return []
+    return [
+        "Members differ in the seeds that were made: changes and the front are of the means over those that each has, "
+        "differences over those that two have in common, and over documents alone where that is one."
+    ]
 
 
 def _lead(reference: Measured | None, points: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -237,6 +261,7 @@ def _families(found: Sequence[Measured], changes: _Changes, best: Measured | Non
         )
         verdict = _verdict(told(domain), told(general))
         words = f"domain {difference_words(domain)}, general {difference_words(general)}: {verdict}"
+        words += common_words(mine, best)
         points.append((mine.variant.words, words))
     return tuple(points)
 
