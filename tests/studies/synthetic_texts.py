@@ -18,7 +18,7 @@ DOCUMENTS = 40
 def recipe(**sections: object) -> Recipe:
     content = {"name": "x", "model": {"base": "onward/tiny"}, "corpus": {"sources": [{"path": "d.jsonl"}]}}
     general = {"sources": [{"path": "g.jsonl"}]}
-    training = {"stages": ["1M"], "sequence_tokens": 512, "batch_tokens": "4k"}
+    training = {"stages": ["1M"], "sequence_tokens": 500, "batch_tokens": "4k"}
     return recipe_from_mapping({**content, "general": general, "training": training, **sections})
 
 
@@ -47,9 +47,10 @@ def curve(changes: Sequence[float], first: int = 1000) -> dict[int, Text]:
     return {first * 2**n: text(change, noise=0.0005, seed=n) for n, change in enumerate(changes)}
 
 
-def the_course(changes: Sequence[float], stages: Sequence[int] = ()) -> Outcome:
+def the_course(changes: Sequence[float]) -> Outcome:
+    """What the study of tokens says of one training, in steps of 500 tokens, that is looked at at `curve(changes)`."""
     points = curve(changes)
-    whole = changed(recipe(), {"training.stages": [*stages, max(points)], "training.batch_tokens": 512})
+    whole = recipe(training={"stages": [max(points)], "sequence_tokens": 500, "batch_tokens": 500})
     one = measured("run", 0, 0)
     by_tokens = {tokens: {"domain": text} for tokens, text in points.items()}
     return budgets_compared.outcome([Measured(one.variant, whole, one.runs, {}, 10, by_tokens)], is_separate=False)

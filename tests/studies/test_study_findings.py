@@ -158,8 +158,6 @@ def test_the_study_of_tokens_says_where_the_gain_halves_and_what_has_not_decayed
     assert [row["decayed"] for row in found.rows] == [False, False, False, True]
     unsure = the_course([-0.1, -0.1499, -0.2])  # 0.0499 after 0.1, give or take 0.0002
     assert "seems to halve after 1k tokens" in unsure.headline
-    two = the_course([-0.1, -0.2, -0.4, -0.42], stages=[4000])
-    assert [row["decayed"] for row in two.rows] == [False, False, True, True], "it decays to the end of every stage"
     steady = the_course([-0.1, -0.2, -0.4, -0.8])
     assert "has not halved" in steady.headline
     assert any("is not reached: every piece" in sentence for sentence in steady.findings)

@@ -7,6 +7,7 @@ from onward.analysis.wording import number, percent
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
+from onward.studies.budgets import trained_tokens
 from onward.studies.outcome import (
     INTERVAL,
     Measured,
@@ -41,14 +42,14 @@ def outcome(found: Sequence[Measured], study: str) -> Outcome:
         domain = texts["domain"].change(_RESAMPLES, _SEED)
         general = texts["general"].change(_RESAMPLES, _SEED) if "general" in texts else None
         per = per_million(domain, each), per_ratio(domain, each)
-        rows.append((each.variant.words, f"{each.parameters:,}", f"{each.tokens / each.parameters:.2g}",
+        rows.append((each.variant.words, f"{each.parameters:,}", f"{trained(each) / each.parameters:.2g}",
                      number(texts["domain"].base, 3), *change_texts(domain),
                      percent(-domain.estimate / texts["domain"].base),
                      *(("", "") if general is None else change_texts(general)), *(f"{value:.3g}" for value in per),
                      str(len(each.runs))))  # fmt: skip
         numbers.append(
-            {"member": each.variant.name, "parameters": each.parameters, "tokens": each.tokens, "seeds": len(each.runs)}
-            | {"domain_base": round(texts["domain"].base, 6)}
+            {"member": each.variant.name, "parameters": each.parameters, "tokens": trained(each)}
+            | {"seeds": len(each.runs), "domain_base": round(texts["domain"].base, 6)}
             | as_numbers("domain", domain)
             | ({} if general is None else as_numbers("general", general))
             | ({} if small is None or each is small else as_numbers("domain_beside_smallest", _beyond(each, small)))
@@ -62,21 +63,26 @@ def outcome(found: Sequence[Measured], study: str) -> Outcome:
         INTERVAL, "gain", "general", INTERVAL, "gain per 1M tokens", "gain per token per parameter",
         "seeds",
     )  # fmt: skip
-    caption = f"Held-out bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"
+    caption = f"Held-out bits per byte after {format_tokens(trained(found[0]))} tokens; lower is better"
     table = Table(caption, headers, (False, *(True for _ in headers[1:])), tuple(rows))
     figure = rows_figure(drawn, CAPTION, _SIDES, "bits per byte")
     sentences = _findings(found, study)
     return Outcome(_headline(found, study), sentences, table, tuple(numbers), figure)
 
 
+def trained(each: Measured) -> int:
+    """Return the tokens of the training in whole steps, which are more than its budget where this is none."""
+    return trained_tokens(each.recipe.training, each.tokens)
+
+
 def per_million(domain: Interval, each: Measured) -> float:
-    """Return the gain in bits per byte per million tokens."""
-    return -domain.estimate / each.tokens * 1e6
+    """Return the gain in bits per byte per million tokens trained."""
+    return -domain.estimate / trained(each) * 1e6
 
 
 def per_ratio(domain: Interval, each: Measured) -> float:
     """Return the gain in bits per byte for each token per parameter, the paper's measure of a budget."""
-    return -domain.estimate / (each.tokens / each.parameters)
+    return -domain.estimate / (trained(each) / each.parameters)
 
 
 def _change(each: Measured) -> Interval:
