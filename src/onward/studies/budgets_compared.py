@@ -1,16 +1,19 @@
 """The study of tokens: what each further budget gains, and the efficiency inflection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import floor, log10
 
 import numpy as np
 
 from onward.analysis.rows import LEAST_GROUPS
 from onward.analysis.wording import number
-from onward.recipe import format_tokens
+from onward.batches import plan_batches
+from onward.recipe import Training, format_tokens
 from onward.reporting.content import Table
 from onward.statistics import Interval
-from onward.studies.inflection import Marginal, inflection, marginal
+from onward.studies.budgets import trained_tokens
+from onward.studies.inflection import Inflection, Marginal, inflection, marginal
 from onward.studies.outcome import (
     INTERVAL,
     Measured,
@@ -19,10 +22,12 @@ from onward.studies.outcome import (
     change_texts,
     change_words,
     judged_on,
+    listed,
     without_common_seed,
 )
 from onward.studies.plots import Course, courses_figure
 from onward.studies.scored import Text
+from onward.training.schedule import learning_rate
 
 _RESAMPLES, _SEED = 2000, 0
 CAPTION = (
@@ -31,21 +36,33 @@ CAPTION = (
 )
 
 
+@dataclass(frozen=True)
+class Look:
+    """A budget that was looked at. tokens: trained until then, in whole steps; asked: what the recipe asks for.
+
+    is_decayed: whether its training ends there with its learning rate below the peak.
+    """
+
+    tokens: int
+    asked: int
+    texts: Mapping[str, Text]
+    is_decayed: bool
+
+
 def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
     """Return the table, the plot and the findings; found: the one training, or one for each budget."""
-    points = _points(found)
-    domain = {tokens: texts["domain"] for tokens, texts in points.items()}
-    pieces = pieces_of(domain)
-    decayed = _decayed(found, is_separate)
+    looks = _looks(found)
+    pieces = pieces_of({look.tokens: look.texts["domain"] for look in looks})
     rows, numbers = [], []
-    for (tokens, texts), piece in zip(points.items(), pieces, strict=True):
-        changes = {name: text.change(_RESAMPLES, _SEED) for name, text in texts.items()}
+    for look, piece in zip(looks, pieces, strict=True):
+        changes = {name: text.change(_RESAMPLES, _SEED) for name, text in look.texts.items()}
         general = changes.get("general")
-        rows.append((format_tokens(tokens), *change_texts(changes["domain"]),
+        rows.append((format_tokens(look.tokens), *change_texts(changes["domain"]),
                      *(("", "") if general is None else change_texts(general)), *_gain_texts(piece.gain),
-                     "yes" if tokens in decayed else "no"))  # fmt: skip
+                     "yes" if look.is_decayed else "no"))  # fmt: skip
         numbers.append(
-            {"tokens": tokens, "decayed": tokens in decayed, "seeds": len(texts["domain"].numbers)}
+            {"tokens": look.tokens, "asked_tokens": look.asked, "decayed": look.is_decayed}
+            | {"seeds": len(look.texts["domain"].numbers)}
             | as_numbers("domain", changes["domain"])
             | ({} if general is None else as_numbers("general", general))
             | {"gain_from_tokens": piece.start}
@@ -55,32 +72,41 @@ def outcome(found: Sequence[Measured], is_separate: bool) -> Outcome:
                "decayed")  # fmt: skip
     caption = "Change in bits per byte against the base; gain of the domain per 100M tokens since the row before"
     table = Table(caption, headers, (*(True for _ in headers[:-1]), False), tuple(rows))
-    names = ["domain", *(["general"] if "general" in next(iter(points.values())) else [])]
+    names = [name for name in ("domain", "general") if name in looks[0].texts]
     courses = [
-        Course(f"{name} text", tuple((float(tokens), texts[name].change(_RESAMPLES, _SEED)) for tokens, texts in
-                                     points.items()))
+        Course(f"{name} text", tuple((float(look.tokens), look.texts[name].change(_RESAMPLES, _SEED))
+                                     for look in looks))
         for name in names
     ]  # fmt: skip
     figure = courses_figure(courses, CAPTION, "tokens trained on", is_tokens=True)
     sentences = (
-        *_inflection_words(pieces),
-        *_caveats(points, decayed, is_separate),
+        *(_inflection_words(pieces) if len(pieces) > 1 else _lone_words(pieces[0])),
+        *_caveats(looks, is_separate),
         *judged_on(found),
         *without_common_seed(found),
     )
-    return Outcome(_headline(points, pieces), sentences, table, tuple(numbers), figure)
+    return Outcome(_headline(looks[-1], pieces), sentences, table, tuple(numbers), figure)
 
 
-def _points(found: Sequence[Measured]) -> dict[int, dict[str, Text]]:
-    """The held-out texts by budget, in rising order."""
-    points: dict[int, dict[str, Text]] = {}
+def _looks(found: Sequence[Measured]) -> list[Look]:
+    """Return what was looked at, in rising order: models between the steps of one training, and trainings' ends."""
+    looks = []
     for each in found:
-        looked_at = each.points if len(found) == 1 else {each.tokens: each.texts}
-        points |= {tokens: dict(texts) for tokens, texts in looked_at.items()}
-    return dict(sorted(points.items()))
+        training = each.recipe.training
+        last = trained_tokens(training, each.tokens)
+        for asked, texts in (each.points if len(found) == 1 else {each.tokens: each.texts}).items():
+            tokens = trained_tokens(training, asked)
+            looks.append(Look(tokens, asked, texts, tokens == last and _comes_down(training)))
+    return sorted(looks, key=lambda look: look.tokens)
 
 
-def pieces_of(domain: dict[int, Text]) -> list[Marginal]:
+def _comes_down(training: Training) -> bool:
+    """Whether a training of one stage takes its last step below the peak: not with a constant learning rate."""
+    steps = plan_batches(training, seed=0).stage_steps
+    return learning_rate(steps[-1] - 1, 1.0, steps, training.schedule) < 1.0
+
+
+def pieces_of(domain: Mapping[int, Text]) -> list[Marginal]:
     """Return the gain of each budget over the one before it; the first begins at the base."""
     pieces: list[Marginal] = []
     before: tuple[int, Text] | None = None
@@ -91,14 +117,6 @@ def pieces_of(domain: dict[int, Text]) -> list[Marginal]:
             pieces.append(marginal(before[0], tokens, text.beyond(before[1], _RESAMPLES, _SEED)))
         before = tokens, text
     return pieces
-
-
-def _decayed(found: Sequence[Measured], is_separate: bool) -> set[int]:
-    """The budgets at which the learning rate had come down."""
-    if is_separate:
-        return {each.tokens for each in found}
-    training = found[0].recipe.training
-    return set(training.stages) if training.schedule.horizon == "stage" else {training.stages[-1]}
 
 
 def _gain_texts(gain: Interval) -> tuple[str, str]:
@@ -114,16 +132,25 @@ def _three_digits(value: float) -> str:
     return number(value, places, sign=True)
 
 
-def _headline(points: dict[int, dict[str, Text]], pieces: Sequence[Marginal]) -> str:
-    last = max(points)
-    total = points[last]["domain"].change(_RESAMPLES, _SEED)
+def _headline(last: Look, pieces: Sequence[Marginal]) -> str:
+    total = last.texts["domain"].change(_RESAMPLES, _SEED)
     found = inflection(pieces)
-    if found is None:
-        where = "has not halved by then"
+    if len(pieces) < 2:
+        said = "no other budget was made to compare their gain with"
+    elif found is None:
+        said = "the gain per token has not halved by then"
     else:
         seems = "halves" if found.is_sure else "seems to halve"
-        where = f"{seems} after {format_tokens(found.tokens)} tokens"
-    return f"{format_tokens(last)} tokens change the domain by {change_words(total)}; the gain per token {where}."
+        said = f"the gain per token {seems} after {format_tokens(found.tokens)} tokens"
+    return f"{format_tokens(last.tokens)} tokens change the domain by {change_words(total)}; {said}."
+
+
+def _lone_words(piece: Marginal) -> list[str]:
+    value, interval = _gain_texts(piece.gain)
+    return [
+        f"The {format_tokens(piece.end)} tokens gain {value} bits per byte per 100M tokens ({interval}). With a single "
+        "budget there is nothing to compare that with, so whether the gain halves cannot be told."
+    ]
 
 
 def _inflection_words(pieces: Sequence[Marginal]) -> list[str]:
@@ -141,30 +168,50 @@ def _inflection_words(pieces: Sequence[Marginal]) -> list[str]:
             "every piece gained at least half of what the best one before it did"
         )  # fmt: skip
         return [*sentences, f"The efficiency inflection is not reached: {why}."]
-    sure = (
-        "the whole interval of that gain is below half"
-        if found.is_sure
-        else "but that gain has no interval, so it may lie elsewhere"
-        if np.isnan(found.after.gain.high)
-        else "but the interval of that gain reaches half, so it may come later"
-    )
     value, interval = _gain_texts(found.after.gain)
     return [
         *sentences,
         f"The efficiency inflection is at {format_tokens(found.tokens)} tokens: those up to "
         f"{format_tokens(found.after.end)} gain {value} ({interval}), less than half of "
-        f"{_gain_texts(found.largest.gain)[0]}, the most that any piece before did; {sure}.",
+        f"{_gain_texts(found.largest.gain)[0]}, the most that any piece before did; {_how_sure(found)}.",
+        *([] if found.again is None else [_again_words(found.again)]),
     ]
 
 
-def _caveats(points: dict[int, dict[str, Text]], decayed: set[int], is_separate: bool) -> list[str]:
+def _how_sure(found: Inflection) -> str:
+    if found.is_below_half:
+        return "the whole interval of that gain is below half"
+    if np.isnan(found.after.gain.high):
+        return "but that gain has no interval, so it may lie elsewhere"
+    return "but the interval of that gain reaches half, so it may come later"
+
+
+def _again_words(again: Marginal) -> str:
+    value, interval = _gain_texts(again.gain)
+    return (
+        f"The piece from {format_tokens(again.start)} to {format_tokens(again.end)} tokens gains {value} ({interval}) "
+        "all the same, at least half of the most that any piece before it did: the gain does not stay below half, and "
+        "where it halves is not sure."
+    )
+
+
+def _caveats(looks: Sequence[Look], is_separate: bool) -> list[str]:
+    """Say what of the learning rate goes into the comparison: of one training, or of each budget's own."""
+    still = listed([format_tokens(look.tokens) for look in looks if not look.is_decayed])
+    is_constant = not any(look.is_decayed for look in looks)
     if is_separate:
-        return ["Each budget is a training of its own, whose learning rate has come down at its end."]
-    open_ = [tokens for tokens in points if tokens not in decayed]
-    if not open_:
-        return []
+        if is_constant:
+            return ["Each budget is a training of its own; the recipe's learning rate comes down in none of them."]
+        at_its_end = "whose learning rate has come down at its end"
+        return [f"Each budget is a training of its own, {at_its_end}{f', but for {still} tokens' if still else ''}."]
+    stages = "One training of a single stage takes the place of the recipe's stages"
+    if is_constant:
+        return [
+            f"{stages}. Its learning rate comes down nowhere: a training that ends at a budget differs from one that "
+            "goes on in its warm-up at most."
+        ]
     return [
-        f"The models of {', '.join(map(format_tokens, open_))} tokens were taken from a training that went on: their "
-        "learning rate had not come down, and a training that ends there would be better. With --separate each is "
-        "trained to its end."
+        f"{stages}, so that its learning rate comes down once, at its end. The models of {still} tokens were taken "
+        "from it as it went on: their learning rate had not come down, and a training that ends there may be better or "
+        "worse. With --separate each is trained to its end."
     ]

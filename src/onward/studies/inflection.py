@@ -20,12 +20,25 @@ class Marginal:
 
 @dataclass(frozen=True)
 class Inflection:
-    """After `tokens` the marginal gain is below half of the largest before. is_sure: its whole interval is."""
+    """After `tokens` the marginal gain is below half of the largest before.
+
+    again: the first piece from there on that gains half or more of the best before it once more, None where none does.
+    """
 
     tokens: int
     after: Marginal
     largest: Marginal
-    is_sure: bool
+    again: Marginal | None
+
+    @property
+    def is_below_half(self) -> bool:
+        """Whether the whole interval of the gain after it is below half; never where it is not known."""
+        return self.after.gain.high < self.largest.gain.estimate / 2
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the whole interval is below half and no later piece takes that back."""
+        return self.is_below_half and self.again is None
 
 
 def marginal(start: int, end: int, change: Interval) -> Marginal:
@@ -41,9 +54,14 @@ def inflection(pieces: Sequence[Marginal]) -> Inflection | None:
     there did. The best piece is the first one unless warm-up lies in it. Without a piece that gains there is nothing to
     halve.
     """
+    halved: tuple[Marginal, Marginal] | None = None
     for place, piece in enumerate(pieces[1:], start=1):
         largest = max(pieces[:place], key=lambda before: before.gain.estimate)
         half = largest.gain.estimate / 2
-        if half > 0 and piece.gain.estimate < half:
-            return Inflection(piece.start, piece, largest, piece.gain.high < half)
-    return None
+        if half <= 0:
+            continue
+        if halved is None and piece.gain.estimate < half:
+            halved = piece, largest
+        elif halved is not None and piece.gain.estimate >= half:
+            return Inflection(halved[0].start, *halved, again=piece)
+    return None if halved is None else Inflection(halved[0].start, *halved, again=None)
