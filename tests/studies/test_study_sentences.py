@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_texts import a_grid, measured, recipe
+from synthetic_texts import a_grid, measured, rated, recipe
 
 from onward.errors import UserError
 from onward.evaluation.scores import HeldOutScore, ItemRow, Measure, Scores, TaskScore, write_scores
 from onward.recipe import Recipe
-from onward.studies import baseline, pilot, remedies
+from onward.studies import baseline, pilot, rates, remedies
 from onward.studies.member import changed
-from onward.studies.outcome import Measured, Outcome
+from onward.studies.outcome import Measured, Outcome, rate_words
 from onward.studies.pareto import place
 
 
@@ -257,3 +257,38 @@ def test_seeds_without_a_record_have_no_part_in_the_time_of_training(tmp_path: P
     gone = timed("ewc-1", "EWC", {0: 0, 1: 0})
     assert remedies.costs_of([none, replay, gone]) == {"none": 1.0, "replay-1": 1.2}
     assert remedies.costs_of([gone, replay]) == {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (1e-4, "1e-4"), (9.6e-4, "9.6e-4"), (1.25e-3, "1.25e-3"), (0.00104, "1.04e-3"), (3.16e-05, "3.16e-5"),
+        (0.1 + 0.2, "3.0000000000000004e-1"), (2, "2e0"), (10.0, "1e1"),
+    ],
+)  # fmt: skip
+def test_a_rate_is_written_as_a_recipe_takes_it(rate: float, said: str) -> None:
+    assert rate_words(rate) == said
+    assert float(said) == rate
+    assert rate_words(rate, is_prose=True) == said.replace("-", "\N{MINUS SIGN}")
+
+
+def test_rates_that_are_close_are_told_apart() -> None:
+    found = rates.outcome([rated(1.02e-3, 1024, -0.2), rated(1.04e-3, 1024, -0.2), rated(1.25e-3, 1024, -0.3)])
+    assert [row[0] for row in found.table.rows] == ["1.02e-3", "1.04e-3", "1.25e-3"]
+    alike = rates.outcome([rated(1.02e-3, 1024, -0.3), rated(1.04e-3, 1024, -0.2), rated(1.044e-3, 1024, -0.3001)])
+    assert "not distinguishable" in [row[-1] for row in alike.table.rows]
+    (said,) = (each for each in alike.findings if each.startswith("Not distinguishable from the best"))
+    assert said.endswith(": 1.02e\N{MINUS SIGN}3 with batches of 1024.")
+
+
+def test_a_rate_stays_on_its_line() -> None:
+    """Pages break a line at a hyphen: `1e-` and `2 with batches of`."""
+    members = [rated(rate, 1024, -0.3 - rate) for rate in (1e-4, 1e-3, 1e-2)]
+    members[0] = of_seeds(members[0], 0)
+    members[1] = of_seeds(members[1], 1)
+    found = rates.outcome(members)
+    assert any("No seed is common to 1e\N{MINUS SIGN}4 with batches of 1024 and" in each for each in found.findings)
+    prose = " ".join((found.headline, *found.findings, *(f"{name} {words}" for name, words in found.points)))
+    assert "e-" not in prose
+    assert prose.count("e\N{MINUS SIGN}") >= 4
+    assert [row[0] for row in found.table.rows] == ["1e-4", "1e-3", "1e-2"], "as a recipe takes them"

@@ -1,13 +1,14 @@
 """What a study found, before it is a page: one table, one figure, one paragraph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from onward.analysis.rows import LEAST_GROUPS
-from onward.analysis.wording import decimals_for, number
+from onward.analysis.wording import MINUS, decimals_for, number
 from onward.recipe import Recipe
 from onward.reporting.content import Table
 from onward.reporting.figures import Figure
@@ -83,6 +84,16 @@ def difference_words(difference: Interval) -> str:
     return change_words(difference).replace(f" {PER_BYTE}", "")
 
 
+def rate_words(rate: float, is_prose: bool = False) -> str:
+    """Write a learning rate exactly, in the fewest digits that a recipe reads as it: `3e-4`, `1.25e-3`.
+
+    is_prose: with a minus, since lines of prose break at a hyphen; tables keep it, to be copied into recipes.
+    """
+    digits, exponent = f"{Decimal(repr(float(rate))).normalize():e}".split("e")
+    written = f"{digits}e{int(exponent)}"
+    return written.replace("-", MINUS) if is_prose else written
+
+
 def as_numbers(prefix: str, interval: Interval) -> dict[str, float | None]:
     """Return an interval as three columns of a table of numbers; what is not known is None."""
     values = {prefix: interval.estimate, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
@@ -110,9 +121,16 @@ def common_words(one: Measured, other: Measured) -> str:
     return f" (from {number_of(common, 'seed')} in common)"
 
 
-def without_common_seed(found: Sequence[Measured]) -> list[str]:
-    """Return the sentence on members that share no seed, since one of either failed; none where all share one."""
-    apart = [f"{one.variant.words} and {other.variant.words}" for one, other in combinations(found, 2)
+def _variants_words(each: Measured) -> str:
+    return each.variant.words
+
+
+def without_common_seed(found: Sequence[Measured], named: Callable[[Measured], str] = _variants_words) -> list[str]:
+    """Return the sentence on members that share no seed, since one of either failed; none where all share one.
+
+    named: what a member is called in it.
+    """
+    apart = [f"{named(one)} and {named(other)}" for one, other in combinations(found, 2)
              if not one.runs.keys() & other.runs.keys()]  # fmt: skip
     if not apart:
         return []

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from onward.analysis.rows import LEAST_GROUPS
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
-from onward.reporting.figures import rate_text
 from onward.studies.outcome import (
     INTERVAL,
     PER_BYTE,
@@ -17,6 +16,7 @@ from onward.studies.outcome import (
     difference_words,
     judged_on,
     listed,
+    rate_words,
     without_common_seed,
 )
 from onward.studies.plots import Course, courses_figure
@@ -40,7 +40,7 @@ def outcome(found: Sequence[Measured]) -> Outcome:
         behind = each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)
         verdict = "best" if each is best else told(behind)
         general = each.texts["general"].change(_RESAMPLES, _SEED) if "general" in each.texts else None
-        rows.append((rate_text(_rate(each)), each.variant.family, *change_texts(own),
+        rows.append((rate_words(_rate(each)), each.variant.family, *change_texts(own),
                      *(("", "") if general is None else change_texts(general)),
                      *(("", "") if each is best else change_texts(behind)), verdict))  # fmt: skip
         numbers.append(
@@ -72,7 +72,7 @@ def _rate(each: Measured) -> float:
 
 
 def _words(each: Measured) -> str:
-    return f"{rate_text(_rate(each))} with batches of {each.variant.family}"
+    return f"{rate_words(_rate(each), is_prose=True)} with batches of {each.variant.family}"
 
 
 def neighbours(best: Measured, found: Sequence[Measured]) -> list[Measured]:
@@ -98,13 +98,13 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
             NO_VERDICT: NO_VERDICT,
         }[told(general)]
         sentences.append(f"General text changes by {change_words(general)} at the best: {said}.")
-    verdicts = {
-        _words(each): told(each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED))
+    verdicts = [
+        (each, told(each.texts["domain"].beyond(best.texts["domain"], _RESAMPLES, _SEED)))
         for each in found
         if each is not best
-    }
-    if set(verdicts.values()) - {NO_VERDICT}:
-        alike = [words for words, verdict in verdicts.items() if verdict == "not distinguishable"]
+    ]
+    if any(verdict != NO_VERDICT for _, verdict in verdicts):
+        alike = [_words(each) for each, verdict in verdicts if verdict == "not distinguishable"]
         sentences.append(f"Not distinguishable from the best: {listed(alike) if alike else 'none'}.")
     rates = sorted({_rate(each) for each in found})
     if len(rates) > 1 and _rate(best) in (rates[0], rates[-1]):
@@ -114,7 +114,7 @@ def _findings(found: Sequence[Measured], best: Measured) -> tuple[str, ...]:
         "Short runs favour high rates and small batches, since steps are what they lack: for a longer run take the "
         "best rate or the one below it."
     )
-    return (*sentences, *judged_on(found), *without_common_seed(found))
+    return (*sentences, *judged_on(found), *without_common_seed(found, _words))
 
 
 def _beside(found: Sequence[Measured], best: Measured) -> tuple[tuple[str, str], ...]:
