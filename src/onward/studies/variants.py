@@ -1,7 +1,7 @@
 """What each study tries: its variants of a recipe, and what it refuses at once."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -23,6 +23,8 @@ _EWC_STRENGTHS = (1, 10, 100)
 """Decades: useful strengths span many (2505.05946)."""
 _BLENDS = ("25%", "50%", "75%")
 _HALF_DECADES = (0.1, 0.316, 1.0, 3.16, 10.0)
+_LONGEST_NAME = 200
+"""Most file systems take 255 bytes, and the longest name that is made of a member's has 25 and its seed more."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,20 @@ def variants_of(study: str, recipe: Recipe, tokens: int, separate: bool = False)
 def blends_of(recipe: Recipe, variants: tuple[Variant, ...]) -> tuple[Blend, ...]:
     """Return the blends of the study of remedies: of the members without a remedy and with 5 % replay.
 
-    Where the recipe names other members: of those of these names, else of its first.
+    Where the recipe names other members: of those of these names, else of its first. Raises UserError for a share that
+    is no blend, and for a member that is named like one.
     """
-    shares = [] if recipe.study is None else [format_share(share) for share in recipe.study.blends]
+    # A share that is named twice is one blend.
+    shares = list(dict.fromkeys(format_share(share) for share in ([] if recipe.study is None else recipe.study.blends)))
+    for share in shares:
+        if not 0 < _share(share) < 1:
+            todo = "leave it out: of nothing it is the base, of all the member itself, and both are in the study"
+            raise UserError("this share is no blend", "study.blends", share, "more than 0% and less than 100%", todo)
     names = [variant.name for variant in variants]
     preferred = [name for name in names if name in ("none", "replay-5")]
     of = preferred or [variant.name for variant in variants if variant.family != CONTROL][:1]
     words = {variant.name: variant.words for variant in variants}
-    return tuple(
+    found = tuple(
         Blend(
             f"blend-{share.rstrip('%')}-of-{name}",
             f"blended {share.rstrip('%')} % of {words[name]}",
@@ -69,6 +77,11 @@ def blends_of(recipe: Recipe, variants: tuple[Variant, ...]) -> tuple[Blend, ...
         for name in of
         for share in shares or _BLENDS
     )
+    for blend in found:
+        if blend.name in names:
+            todo = f"give it another name; {blend.of} is blended with the base in any case"
+            raise UserError("this name is that of a blend", "study.remedies", blend.name, todo=todo)
+    return found
 
 
 def _share(text: str) -> float:
@@ -135,8 +148,8 @@ def _remedies(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
 def _check_names(section: str, names: Iterable[str]) -> None:
     """Raise UserError for a name of a member that cannot be the name of a recipe, and so of a folder."""
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            expected = "letters, digits, `.`, `_` and `-`, the first a letter or digit"
+        if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            expected = f"at most {_LONGEST_NAME} letters, digits, `.`, `_` and `-`, the first a letter or digit"
             todo = "files and folders are named after the member: give it another name"
             raise UserError("a member cannot have this name", f"study.{section}", name, expected, todo)
 
@@ -214,11 +227,27 @@ def _around(peak: float) -> list[float]:
     return [peak if factor == 1 else float(f"{peak * factor:.2g}") for factor in _HALF_DECADES]
 
 
+def _written(rate: float) -> str:
+    """Return a rate exactly, as short as it can be: 0.001, 0.00100000001."""
+    short = f"{rate:g}"
+    return short if float(short) == rate else repr(rate)
+
+
+def _check_once(key: str, values: Sequence[str]) -> None:
+    """Raise UserError when a recipe lists a value twice."""
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if twice:
+        todo = "name it once; --seeds N trains each N times"
+        raise UserError("a value is named twice", f"study.{key}", ", ".join(twice), todo=todo)
+
+
 def _rates(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
     study, training = recipe.study, recipe.training
     peak, batch = training.optimizer.learning_rate, training.batch_tokens
-    rates = sorted(set(study.learning_rates if study else ())) or _around(peak)
-    named = sorted(set(study.batch_tokens if study else ()))
+    rates = sorted(study.learning_rates if study else ()) or _around(peak)
+    named = sorted(study.batch_tokens if study else ())
+    _check_once("learning_rates", [_written(rate) for rate in rates])
+    _check_once("batch_tokens", [format_tokens(size) for size in named])
     # Half and twice the recipe's batch are tried where they are possible; a size that was asked for has to be.
     batches = [size for size in named or (batch // 2, batch, 2 * batch) if training.sequence_tokens <= size <= tokens]
     refused = [size for size in named if size not in batches]
@@ -230,8 +259,8 @@ def _rates(recipe: Recipe, tokens: int) -> tuple[Variant, ...]:
         raise UserError("these batches cannot be trained on", "study.batch_tokens", got, expected, todo)
     return tuple(
         Variant(
-            f"rate-{rate:g}-batch-{size}",
-            f"{rate:g}, {format_tokens(size)}",
+            f"rate-{_written(rate)}-batch-{size}",
+            f"{_written(rate)}, {format_tokens(size)}",
             {**one_stage(recipe, tokens), "training.optimizer.learning_rate": rate, "training.batch_tokens": size},
             family=format_tokens(size),
             at=rate,
