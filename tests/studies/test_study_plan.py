@@ -1,26 +1,21 @@
-"""A study before anything is computed: its members' recipes, what they share, what is refused, what is emitted."""
+"""A study before anything is computed: its members' recipes, what they share, and what is refused."""
 
-import re
-import shlex
-import subprocess
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from synthetic_texts import recipe
-from typer.testing import CliRunner
 
 import small_run
-from onward import cli
-from onward.artifact import Folders, locked
+from onward.artifact import Folders
 from onward.cli.studies import StudyName
 from onward.errors import UserError
+from onward.pipeline import Run
 from onward.recipe import Recipe, load_recipe
 from onward.signals import Interrupted
-from onward.studies import STUDIES, StudyPlan, planned, run_study
+from onward.studies import STUDIES, StudyPlan, collecting, planned, run_study
 from onward.studies.budgets import looked_at, training_tokens
 from onward.studies.execution import Execution
 from onward.studies.kinds import kind_of
@@ -169,6 +164,12 @@ REFUSALS = [
     ("pilot", {"training__forgetting": {"freeze": 99}}, "where     training.forgetting.freeze"),
     ("remedies", {"study": {"remedies": {"a/b": {}}}}, "a member cannot have this name"),
     ("rates", {"study": {"batch_tokens": [24]}}, "where     study.batch_tokens"),
+    ("rates", {"study": {"batch_tokens": [960, 480, "960"]}}, "got       960"),
+    ("rates", {"study": {"learning_rates": [1e-3, 3e-3, 0.001]}}, "got       0.001"),
+    ("remedies", {"study": {"remedies": {"a" * 201: {}}}}, "at most 200 letters"),
+    ("remedies", {"study": {"blends": ["25%", "100%"]}}, "got       100%"),
+    ("remedies", {"study": {"blends": [0]}}, "got       0%"),
+    ("remedies", {"study": {"remedies": {"none": {}, "blend-50-of-none": {}}}}, "this name is that of a blend"),
 ]
 
 
@@ -180,6 +181,51 @@ def test_a_recipe_that_lacks_what_a_study_varies_is_refused(
         plan_of(place, study, small_run.recipe(place, **changes))
     assert told in str(caught.value)
     assert not (place / "runs" / f"small-{study}" / "members").exists()
+
+
+def finished(plan: StudyPlan, member: int = 0, recipe: Recipe | None = None) -> Path:
+    """Leave what a member leaves that was trained and scored; return its folder."""
+    folder = plan.runs / plan.members[member].name
+    scored = folder / "scores" / "tokens-000000960" / "manifest.json"
+    scored.parent.mkdir(parents=True)
+    scored.write_text("{}", encoding="utf-8")
+    content = (recipe or plan.members[member].recipe).model_dump(mode="json")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("left", ["nothing", "another"])
+def test_what_was_run_is_told_by_the_members_though_the_recipes_of_the_study_are_gone(place: Path, left: str) -> None:
+    def again(tokens: int) -> StudyPlan:
+        return plan_of(place, "pilot", small_run.recipe(place, name=left, training__stages=[48_000]), tokens=tokens)
+
+    plan = again(4800)
+    folder, copies = finished(plan), plan.folder / "recipes"
+    if left == "nothing":
+        shutil.rmtree(copies)
+    else:  # as older versions left them after a call with another recipe
+        copy = plan.recipe_file(plan.members[0])
+        copy.write_text(copy.read_text(encoding="utf-8").replace("4800", "9600"), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        again(9600)
+    assert "training.stages: was [4800], is [9600]" in str(caught.value.got)
+    assert caught.value.where == str(folder / "recipe.yaml")
+    assert again(4800).recipe_file(plan.members[0]).exists(), "written anew"
+
+
+def test_the_longest_name_that_a_member_may_have_is_one_that_a_file_may_have(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(Run, "score_base", broken)
+    monkeypatch.setattr(collecting, "done_places", broken)
+    study = {"tokens": 960, "remedies": {"a" * 200: {"replay": None}}}
+    plan = plan_of(place, "remedies", small_run.recipe(place, name="long", training__stages=[48_000], study=study))
+    result = run_study(plan, workers=1)
+    assert f"blends-of-{'a' * 200}-seed0" in {failure.member for failure in result.failures}
+    assert all(failure.traceback.exists() and failure.message == "a defect" for failure in result.failures)
 
 
 def test_a_member_that_needs_more_text_than_a_begun_study_is_told_why(place: Path) -> None:
@@ -238,6 +284,17 @@ def test_the_rates_around_a_rate_hold_it_as_it_is_written(place: Path) -> None:
     assert 1.25e-4 in rates
 
 
+def test_rates_that_differ_late_have_names_of_their_own(place: Path) -> None:
+    study = {"learning_rates": [0.00100000001, 1e-3, 1e-5, 1], "batch_tokens": [480]}
+    plan = plan_of(place, "rates", small_run.recipe(place, training__stages=[48_000], study=study))
+    assert [(each.name, each.words) for each in plan.variants] == [
+        (f"rate-{rate}-batch-480", f"{rate}, 480") for rate in ("1e-05", "0.001", "0.00100000001", "1")
+    ]
+    assert [member.recipe.training.optimizer.learning_rate for member in plan.members] == sorted(
+        study["learning_rates"]
+    )
+
+
 def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     study = {"remedies": {"none": {"replay": None}, "mine-1": {"replay": "7%"}}, "blends": ["40%"]}
     plan = plan_of(place, "remedies", small_run.recipe(place, study=study))
@@ -246,6 +303,9 @@ def test_named_remedies_take_the_place_of_the_grid(place: Path) -> None:
     ]  # fmt: skip
     assert plan.members[-1].recipe.training.text == "general"
     assert [(blend.of, blend.share) for blend in plan.blends] == [("none", 0.4)]
+    study["blends"] = ["50%", 0.5, 0.25]
+    doubled = plan_of(place, "remedies", small_run.recipe(place, study=study))
+    assert [blend.name for blend in doubled.blends] == ["blend-50-of-none", "blend-25-of-none"]
     study["remedies"] = {"control": {"replay": None}, "mine": {"replay": "7%"}}
     with pytest.raises(UserError, match="this name is that of the control"):  # it would be told of as the control
         plan_of(place, "remedies", small_run.recipe(place, study=study))
@@ -286,137 +346,3 @@ def test_a_member_whose_changes_contradict_is_told_of() -> None:
     broken = type(pilot)(pilot.name, pilot.words, {**pilot.changes, "training.forgetting": {"replay": None, "kl": 1.0}})
     with pytest.raises(UserError, match="kl is measured on replayed text"):
         members_of(whole, [broken], 1)
-
-
-@pytest.fixture
-def understood(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replace the work behind the commands; names of the recipes that they were given."""
-    calls: list[str] = []
-
-    @contextmanager
-    def record(recipe: str, overrides: Any, *rest: Any, **more: Any) -> Any:
-        calls.append(load_recipe(recipe, overrides or ()).name)
-        raise typer.Exit(0)
-        yield
-
-    monkeypatch.setattr(cli.runs, "opened", record)
-    monkeypatch.setattr(cli.models, "opened", record)
-    return calls
-
-
-def emitted_by(place: Path, kind: str, name: str = "rates", *options: str, **changes: Any) -> tuple[str, list[str]]:
-    file = place / "recipe of mine.yaml"
-    content = small_run.content(place, training__stages=[48_000], **changes)
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    places = ["--cache", str(place / "cache"), "--runs", str(place / "runs of mine")]
-    arguments = ["study", name, str(file), "--seeds", "2", "--emit", kind, "--set", "name=emitted", *options, *places]
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exit_code == 0, result.output
-    assert not (place / f"runs of mine/emitted-{name}/members").exists(), "nothing is run"
-    return result.stdout, arguments
-
-
-def test_nothing_is_emitted_while_the_study_runs(place: Path) -> None:
-    _, arguments = emitted_by(place, "commands", "pilot")
-    with locked(place / "runs of mine" / "emitted-pilot" / "study"):
-        result = CliRunner().invoke(cli.app, arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "another process is running this study" in result.stderr
-
-
-def test_emitted_commands_of_separate_budgets_have_a_folder_of_their_own(place: Path, understood: list[str]) -> None:
-    budgets = {"study": {"budgets": [4800, 9600]}}
-    one, _ = emitted_by(place, "commands", "tokens", **budgets)
-    apart, _ = emitted_by(place, "commands", "tokens", "--separate", **budgets)
-    files = [{after_cd(line)[2] for line in text.splitlines()[:-1]} for text in (one, apart)]
-    assert not files[0] & files[1]
-    assert {Path(file).parts[-3] for file in files[1]} == {"emitted-tokens-separate"}
-    assert all("/emitted-tokens-separate/members" in line for line in apart.splitlines()[:-1])
-    assert "--separate" in after_cd(apart.splitlines()[-1])
-    slurm, _ = emitted_by(place, "slurm", "tokens", "--separate", **budgets)
-    assert "#SBATCH --job-name=emitted-tokens-separate\n" in slurm
-
-
-def after_cd(line: str) -> list[str]:
-    """Words of a command that goes to this folder first."""
-    first, folder, both, *words = shlex.split(line)
-    assert [first, folder, both] == ["cd", str(Path.cwd()), "&&"]
-    return words
-
-
-def test_emitted_commands_go_where_the_paths_of_the_recipe_lead(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    fake = tmp_path / "onward"
-    fake.write_text("#!/bin/bash\npwd\n", encoding="utf-8")
-    fake.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "0"}
-    for kind in ("commands", "slurm"):
-        text, _ = emitted_by(place, kind)
-        done = subprocess.run(
-            ["bash"], input=text, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-        )
-        assert set(done.stdout.split("\n")) == {str(place), ""}, kind
-
-
-def test_emitted_commands_are_understood_and_the_last_one_collects(place: Path, understood: list[str]) -> None:
-    text, arguments = emitted_by(place, "commands")
-    lines = text.splitlines()
-    for line in lines[:-1]:
-        program, *words = after_cd(line)
-        assert program == "onward"
-        assert CliRunner().invoke(cli.app, words).exit_code == 0, line
-    assert [after_cd(line)[1] for line in lines] == ["evaluate", *["run"] * 30, "study"]
-    assert len(understood) == len(lines) - 1 == 31
-    assert understood[0].startswith("rate-")
-    assert len(set(understood)) == 30
-    last = after_cd(lines[-1])[1:]
-    assert set(last) == set(arguments) - {"--emit", "commands"}
-
-
-def test_the_emitted_array_is_a_script_whose_commands_are_understood(
-    place: Path, understood: list[str], tmp_path: Path
-) -> None:
-    text, _ = emitted_by(place, "slurm")
-    script = tmp_path / "array.sh"
-    script.write_text(text, encoding="utf-8")
-    assert subprocess.run(["bash", "-n", script], check=False, capture_output=True).returncode == 0
-    assert "#SBATCH --array=0-29\n" in text
-    fake = tmp_path / "onward"
-    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
-    fake.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "29"}
-    done = subprocess.run(["bash", script], env=environment, check=True, capture_output=True, text=True)
-    assert CliRunner().invoke(cli.app, done.stdout.splitlines()).exit_code == 0
-    before, after = (after_cd(line[1:]) for line in text.splitlines() if re.match("#   cd ", line))
-    assert (before[:2], after[:3]) == (["onward", "evaluate"], ["onward", "study", "rates"])
-    assert CliRunner().invoke(cli.app, before[1:]).exit_code == 0
-    assert len(understood) == 2
-
-
-def prepared_by(text: str) -> list[str]:
-    """Names of the members that the commands before the array prepare."""
-    words = [after_cd(line[1:]) for line in text.splitlines() if re.match("#   cd .* && onward evaluate ", line)]
-    return [Path(each[2]).stem for each in words]
-
-
-def test_every_text_and_base_is_prepared_before_the_array_by_one_member(place: Path) -> None:
-    text, _ = emitted_by(place, "slurm", "remedies")
-    assert prepared_by(text) == ["none-seed0", "self-1-seed0"], "what reads samples of the base needs these too"
-    corpus = small_run.content(place)["corpus"]
-    domains = {"a": corpus, "b": {**corpus, "sources": [{"path": str(place / "general.jsonl")}]}}
-    text, _ = emitted_by(place, "slurm", "domains", study={"domains": domains})
-    assert prepared_by(text) == ["a-seed0", "b-seed0"]
-    models = {"small": {"base": str(place / "model")}, "large": {"base": "onward/tiny"}}
-    text, _ = emitted_by(place, "slurm", "sizes", study={"models": models})
-    assert sorted(prepared_by(text)) == ["large-seed0", "small-seed0"]
-
-
-@pytest.mark.parametrize("kind", ["commands", "slurm"])
-def test_an_emitted_baseline_is_scored_and_nothing_is_trained(place: Path, kind: str) -> None:
-    text, _ = emitted_by(place, kind, "baseline")
-    assert "onward run" not in text
-    commands = [line for line in text.splitlines() if re.match("(exec|cd .* &&) onward evaluate", line)]
-    assert len(commands) == 1
-    assert prepared_by(text) == []

@@ -70,7 +70,9 @@ def study(
         if emit is not None:
             again = _again(name, recipe, set_, seeds, tokens, separate, keep_states)
             places = ["--cache", str(work.folders.cache), "--runs", str(work.folders.runs)]
-            typer.echo(emitted(plan, emit.value, [*again, *places]), nl=False)
+            given = {"--workers": workers, "--gpus": gpus, "--processes": processes}
+            how = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+            typer.echo(emitted(plan, emit.value, [*again, *places, *how], how), nl=False)
             return
         result = run_study(
             plan, progress=work.progress, workers=workers, processes=work.processes, keep_states=keep_states

@@ -49,11 +49,15 @@ class StudyPlan:
         return self.folder / "recipes" / f"{member.name}.yaml"
 
     def check_begun(self) -> None:
-        """Raise UserError, naming the keys, when a member has results of another recipe: of another budget, say."""
+        """Raise UserError, naming the keys, when a member has results of another recipe: of another budget, say.
+
+        What was run stands in the member's own folder; the study's copies may be gone, or be of another recipe.
+        """
         free = {f"training.{knob}" for knob in COST_KNOBS}
         for member in self.members:
-            file = self.recipe_file(member)
-            if not (file.exists() and RunFolder(self.runs / member.name, False).has_results):
+            run = self.runs / member.name
+            file = next((path for path in (run / "recipe.yaml", self.recipe_file(member)) if path.exists()), None)
+            if file is None or not RunFolder(run, is_written=False).has_results:
                 continue
             before, now = (flatten(each.model_dump(mode="json")) for each in (load_recipe(file), member.recipe))
             keys = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
@@ -136,13 +140,13 @@ def _check_freezing(study: str, recipe: Recipe, members: Sequence[Member]) -> No
             raise replace(error, where=where) from error
 
 
-def emitted(plan: StudyPlan, kind: Emit, collect: Sequence[str]) -> str:
+def emitted(plan: StudyPlan, kind: Emit, collect: Sequence[str], how: Sequence[str] = ()) -> str:
     """Return the commands that prepare, those of every member and the one that collects: lines, or a Slurm array.
 
-    collect: the words of the study's own command, which reads what the members have left. A member of `baseline` is
-    only scored, and needs nothing before it.
+    collect: the words of the study's own command, which reads what the members have left. how: options of every other
+    command, `--gpus 2` say. A member of `baseline` is only scored, and needs nothing before it.
     """
-    places = ["--cache", str(plan.cache), "--runs", str(plan.runs)]
+    places = ["--cache", str(plan.cache), "--runs", str(plan.runs), *how]
     files = [str(plan.recipe_file(member)) for member in plan.members]
     verb = "evaluate" if plan.study == "baseline" else "run"
     before = [] if plan.study == "baseline" else [str(plan.recipe_file(member)) for member in _preparing(plan.members)]
