@@ -13,7 +13,7 @@ from synthetic_texts import a_grid, measured, rated, recipe
 from onward.errors import UserError
 from onward.evaluation.scores import HeldOutScore, ItemRow, Measure, Scores, TaskScore, write_scores
 from onward.recipe import Recipe
-from onward.studies import baseline, pilot, rates, remedies
+from onward.studies import baseline, pilot, rates, remedies, side_by_side
 from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome, rate_words
 from onward.studies.pareto import place
@@ -292,3 +292,46 @@ def test_a_rate_stays_on_its_line() -> None:
     assert "e-" not in prose
     assert prose.count("e\N{MINUS SIGN}") >= 4
     assert [row[0] for row in found.table.rows] == ["1e-4", "1e-3", "1e-2"], "as a recipe takes them"
+
+
+def sized(name: str, millions: int, domain: float = -0.3, tokenizer: float = 1.0) -> Measured:
+    """A model whose tokenizer decides which documents are held out: another has others."""
+    each = measured(name, domain, 0.02)
+    texts = {key: replace(text, bits=text.bits * tokenizer) for key, text in each.texts.items()}
+    variant = replace(each.variant, at=float(millions))
+    return replace(each, variant=variant, texts=texts, parameters=10**6 * millions)
+
+
+def test_sizes_say_which_of_them_are_paired() -> None:
+    def said(*found: Measured) -> str:
+        (words,) = (each for each in side_by_side.outcome(found, "sizes").findings if each.startswith("Intervals"))
+        return words
+
+    small, middle, large = sized("1m", 1), sized("10m", 10), sized("100m", 100, tokenizer=1.1)
+    assert said(small, middle).endswith("; differences between rows are paired by document and seed.")
+    assert said(small, large).endswith("; differences between rows take theirs as independent.")
+    assert said(small, middle, large).endswith(
+        "rows of 1m and 10m are paired by document and seed, all others take theirs as independent."
+    )
+    assert said(small) == "Intervals are of 95 %, over seeds and documents."
+    assert "over documents alone for what has one seed: 1m; diff" in said(of_seeds(small, 1), middle)
+
+
+def test_paired_sizes_say_on_which_seeds_they_are() -> None:
+    apart = side_by_side.outcome([of_seeds(sized("1m", 1), 0), of_seeds(sized("10m", 10), 1)], "sizes")
+    assert any(each.startswith("No seed is common to 1m and 10m") for each in apart.findings)
+    part = side_by_side.outcome([of_seeds(sized("1m", 1, -0.5), 0, 1), sized("10m", 10)], "sizes")
+    assert "(from 2 seeds in common). A base" in " ".join(part.findings)
+    whole = side_by_side.outcome([sized("1m", 1, -0.5), sized("10m", 10)], "sizes")
+    assert "common" not in " ".join(whole.findings)
+
+
+def test_sizes_that_were_not_made_are_named() -> None:
+    found = side_by_side.outcome([sized("1m", 1)], "sizes", ["10m"])
+    assert found.headline == "The domain text became easier in 1 of 1 sizes: 1m; 10m was not made."
+    assert "At the largest size that was made, 1m, the gain persists" in " ".join(found.findings)
+    two = side_by_side.outcome([sized("1m", 1, -0.5), sized("10m", 10)], "sizes", ["100m", "1b"])
+    assert two.headline.endswith("; 100m and 1b were not made.")
+    assert "at the smallest that was made, 1m," in " ".join(two.findings)
+    domains = side_by_side.outcome([measured("law", -0.2, 0.01)], "domains", ["health"])
+    assert domains.headline.endswith("law; health was not made.")

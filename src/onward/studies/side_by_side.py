@@ -15,9 +15,12 @@ from onward.studies.outcome import (
     as_numbers,
     change_texts,
     change_words,
+    common_words,
     difference_words,
     judged_on,
     listed,
+    over_words,
+    without_common_seed,
 )
 from onward.studies.plots import Row, rows_figure
 from onward.studies.scored import NO_VERDICT, told
@@ -33,8 +36,11 @@ _KINDS = {
 }
 
 
-def outcome(found: Sequence[Measured], study: str) -> Outcome:
-    """Return the table, the plot and the findings; study: `domains` or `sizes`."""
+def outcome(found: Sequence[Measured], study: str, not_made: Sequence[str] = ()) -> Outcome:
+    """Return the table, the plot and the findings; study: `domains` or `sizes`.
+
+    not_made: the words of members that belong to the study and could not be made.
+    """
     rows, numbers, drawn = [], [], []
     small = min(found, key=lambda each: each.variant.at or 0.0) if study == "sizes" else None
     for each in found:
@@ -66,8 +72,8 @@ def outcome(found: Sequence[Measured], study: str) -> Outcome:
     caption = f"Held-out bits per byte after {format_tokens(trained(found[0]))} tokens; lower is better"
     table = Table(caption, headers, (False, *(True for _ in headers[1:])), tuple(rows))
     figure = rows_figure(drawn, CAPTION, _SIDES, "bits per byte")
-    sentences = _findings(found, study)
-    return Outcome(_headline(found, study), sentences, table, tuple(numbers), figure)
+    sentences = _findings(found, study, not_made)
+    return Outcome(_headline(found, study, not_made), sentences, table, tuple(numbers), figure)
 
 
 def trained(each: Measured) -> int:
@@ -89,24 +95,25 @@ def _change(each: Measured) -> Interval:
     return each.texts["domain"].change(_RESAMPLES, _SEED)
 
 
-def _headline(found: Sequence[Measured], study: str) -> str:
+def _headline(found: Sequence[Measured], study: str, not_made: Sequence[str]) -> str:
     better = [each.variant.words for each in found if told(_change(each)) == "better"]
     what = "domains" if study == "domains" else "sizes"
     names = f": {listed(better)}" if better else ""
+    lacking = f"; {listed(list(not_made))} {'was' if len(not_made) == 1 else 'were'} not made" if not_made else ""
     unknown = sum(told(_change(each)) == NO_VERDICT for each in found)
     if unknown == len(found):
-        return f"There is no verdict on any of {len(found)} {what}: too few held-out documents."
+        return f"There is no verdict on any of {len(found)} {what}: too few held-out documents{lacking}."
     without = f"; {unknown} without a verdict" if unknown else ""
-    return f"The domain text became easier in {len(better)} of {len(found)} {what}{names}{without}."
+    return f"The domain text became easier in {len(better)} of {len(found)} {what}{names}{without}{lacking}."
 
 
-def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
+def _findings(found: Sequence[Measured], study: str, not_made: Sequence[str]) -> tuple[str, ...]:
     by_ratio = sorted(found, key=lambda each: -per_ratio(_change(each), each))
     parts = [f"{each.variant.words} {per_ratio(_change(each), each):.3g}" for each in by_ratio]
     sentences = [f"Gain in bits per byte for each token per parameter: {', '.join(parts)}."]
     ordered = sorted(found, key=lambda each: each.variant.at or 0.0) if study == "sizes" else by_ratio
     if study == "sizes":
-        sentences.append(_persists(ordered))
+        sentences.append(_persists(ordered, is_all=not not_made))
     elif len(found) > 1:
         sentences.append(
             f"Of the gains in bits per byte, {_told_apart(ordered)}. A domain that the base knows less leaves more to "
@@ -117,13 +124,37 @@ def _findings(found: Sequence[Measured], study: str) -> tuple[str, ...]:
         sentences.append(
             f"General text became harder in {len(worse)} of {len(found)}{f': {listed(worse)}' if worse else ''}."
         )
-    seeds = min(len(each.runs) for each in found)
-    over = "seeds and documents" if seeds > 1 else "documents alone, since one seed says nothing of others"
-    texts = [each.texts["domain"] for each in found]
-    paired = all(text.is_of_the_documents_of(texts[0]) for text in texts)
-    rows = "are paired by document and seed" if paired else "take theirs as independent"
-    sentences.append(f"Intervals are of 95 %, over {over}; differences between rows {rows}.")
-    return (*sentences, *judged_on(found))
+    groups = _of_the_same_documents(found)
+    sentences.append(f"Intervals are of 95 %, over {over_words(found)}{_paired_words(found, groups)}.")
+    apart = [sentence for group in groups for sentence in without_common_seed(group)]
+    return (*sentences, *judged_on(found), *apart)
+
+
+def _of_the_same_documents(found: Sequence[Measured]) -> list[list[Measured]]:
+    """Return members that are held to the same documents, as models of one tokenizer are, in groups of two or more."""
+    groups: list[list[Measured]] = []
+    for each in found:
+        text = each.texts["domain"]
+        own = next((group for group in groups if text.is_of_the_documents_of(group[0].texts["domain"])), None)
+        if own is None:
+            groups.append([each])
+        else:
+            own.append(each)
+    return [group for group in groups if len(group) > 1]
+
+
+def _paired_words(found: Sequence[Measured], groups: Sequence[Sequence[Measured]]) -> str:
+    """Say which differences between rows are paired, if there are several rows."""
+    if len(found) == 1:
+        return ""
+    if not groups:
+        return "; differences between rows take theirs as independent"
+    if len(groups[0]) == len(found):
+        return "; differences between rows are paired by document and seed"
+    named = " and of ".join(listed([each.variant.words for each in group]) for group in groups)
+    return (
+        f"; differences between rows of {named} are paired by document and seed, all others take theirs as independent"
+    )
 
 
 def _told_apart(found: Sequence[Measured]) -> str:
@@ -146,8 +177,11 @@ def _general(each: Measured) -> Interval:
     return each.texts["general"].change(_RESAMPLES, _SEED)
 
 
-def _persists(ordered: Sequence[Measured]) -> str:
-    """Say whether the largest model still gains, and whether it gains less than the smallest, if there are two."""
+def _persists(ordered: Sequence[Measured], is_all: bool) -> str:
+    """Say whether the largest model still gains, and whether it gains less than the smallest, if there are two.
+
+    is_all: whether all sizes of the study were made.
+    """
     small, large = ordered[0], ordered[-1]
     persists = {
         "better": "the gain persists",
@@ -155,7 +189,8 @@ def _persists(ordered: Sequence[Measured]) -> str:
         "not distinguishable": "the gain cannot be told from none",
         NO_VERDICT: "there is no verdict on the gain",
     }[told(_change(large))]
-    said = f"At the largest size, {large.variant.words}, {persists}: {change_words(_change(large))}"
+    made = "" if is_all else " that was made"
+    said = f"At the largest size{made}, {large.variant.words}, {persists}: {change_words(_change(large))}"
     if len(ordered) == 1:
         return f"{said}. No other size was made to compare it with."
     difference = _beyond(large, small)
@@ -165,8 +200,9 @@ def _persists(ordered: Sequence[Measured]) -> str:
         "not distinguishable": "a change not distinguishable from that",
         NO_VERDICT: "with no verdict beside that",
     }[told(difference)]
-    by = "" if difference.low != difference.low else f"; the difference is {difference_words(difference)}"
+    of = common_words(large, small) if large.texts["domain"].is_of_the_documents_of(small.texts["domain"]) else ""
+    by = "" if difference.low != difference.low else f"; the difference is {difference_words(difference)}{of}"
     return (
-        f"{said}, {compared} at the smallest, {small.variant.words}, {change_words(_change(small))}{by}. A base that "
-        "was trained on less has more to gain, so sizes compare only where the bases read alike."
+        f"{said}, {compared} at the smallest{made}, {small.variant.words}, {change_words(_change(small))}{by}. A base "
+        "that was trained on less has more to gain, so sizes compare only where the bases read alike."
     )
