@@ -18,7 +18,8 @@ from onward.errors import UserError
 from onward.pipeline import Run
 from onward.reporting.markdown import plain
 from onward.signals import Interrupted
-from onward.studies import StudyResult, planned, run_study
+from onward.studies import StudyResult, collecting, planned, run_study
+from onward.studies.scored import read_texts
 from onward.training.launch import Ending
 
 FILES = {"study.json", "table.csv", "pairs.csv", "table.md", "findings.md", "plot.svg", "index.html"}
@@ -322,6 +323,51 @@ def test_a_damaged_score_leaves_its_seed_out_and_the_study_goes_on(copied: Path)
     assert all("Traceback" in (result.folder / row["traceback"]).read_text() for row in written["failures"])
     told = {row["name"]: (row["message"], row["is_users"]) for row in written["failures"]}
     assert told == {failure.member: (failure.message, failure.is_users) for failure in result.failures}
+
+
+@pytest.mark.parametrize("content", ['{"model": "half', "[]"], ids=["cut", "no-record"])
+def test_a_damaged_record_of_a_member_says_what_to_remove_and_that_helps(copied: Path, content: str) -> None:
+    record = copied / "runs" / "small-remedies" / "members" / "none-seed1" / "artifacts.json"
+    whole = json.loads(record.read_bytes())
+    record.write_text(content, encoding="utf-8")
+    result = study(copied, "remedies", **GRID)
+    assert result.code == 2
+    (failure,) = (each for each in result.failures if "none-seed1" in each.member)
+    assert "what the run says of its shared artifacts is damaged" in failure.message
+    assert f"remove {record} and run again" in failure.message
+    assert result.outcome is not None
+    assert {row["member"]: row["seeds"] for row in result.outcome.rows}["none"] == 2, "its scores are there"
+    record.unlink()
+    again = study(copied, "remedies", **GRID)
+    assert {failure.member for failure in again.failures} == {"self-10-seed0", "self-10-seed1"}
+    assert json.loads(record.read_bytes()) == whole
+    assert again.counts.made["trained members"] == 0
+
+
+def test_what_cannot_be_read_of_a_failed_member_is_told_once_and_defects_all_the_same(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Run) -> Any:
+        raise UserError("no base")
+
+    members = copied / "runs" / "small-remedies" / "members"
+    (members / "none-seed0" / "plan.json").unlink()
+    (members / "none-seed1" / "artifacts.json").unlink()
+    monkeypatch.setattr(Run, "score_base", broken)
+    result = study(copied, "remedies", **GRID)
+    assert len(result.failures) == 8
+    assert not any(failure.member.startswith("scores-of") for failure in result.failures)
+    assert result.outcome is not None, "what there is of the others is compared"
+    assert {row["member"] for row in result.outcome.rows} == {"replay-10", "control"}
+    monkeypatch.setattr(collecting, "read_texts", lambda *_: 1 / 0)
+    told = {failure.member for failure in study(copied, "remedies", **GRID).failures if not failure.is_users}
+    assert {"scores-of-none-seed0", "scores-of-control-seed1"} <= told
+
+
+def test_scores_that_are_gone_are_missed_by_their_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the base's scores are missing") as caught:
+        read_texts(tmp_path / "base", tmp_path / "scores", 0)
+    assert caught.value.where == str(tmp_path / "base")
 
 
 def test_blends_are_compared_with_the_base_of_a_seed_that_is_done(
