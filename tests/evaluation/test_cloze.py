@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from invented import invented_texts
-from onward.artifact import read_manifest
+from onward.artifact import locked, read_manifest
 from onward.errors import UserError
 from onward.evaluation.cloze import TASK, checks, cloze_made_from, load_cloze, make_cloze, making
 from onward.evaluation.cloze.artifact import ClozeItem, read_cloze
@@ -101,6 +102,25 @@ def test_a_made_artifact_is_left_alone_and_another_request_is_refused(
     with pytest.raises(UserError, match="made from something else"):
         make_cloze(held_out, seed=1, **wanted)
     assert make_cloze(held_out.parent, seed=0, **wanted) == folder  # the folder stands for its held_out.parquet
+
+
+def test_questions_that_another_process_makes_are_waited_for_and_found(
+    held_out: Path, unchecked: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: dict[str, Any] = {"base": unchecked, "items": 40, "seed": 0, "folder": tmp_path / "cloze"}
+    folder, notes, held = make_cloze(held_out, **wanted), list[str](), ExitStack()
+    held.enter_context(locked(folder))
+    folder.rename(tmp_path / "of the other")
+
+    class Heard(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+            (tmp_path / "of the other").rename(folder)
+            held.close()
+
+    monkeypatch.setattr(making, "_make", lambda *arguments: pytest.fail("made again"))
+    assert make_cloze(held_out, **wanted, progress=Heard()) == folder
+    assert notes == ["another process makes the same cloze questions: waiting for it"]
 
 
 def test_the_items_are_a_task(held_out: Path, unchecked: ModelSource, tmp_path: Path) -> None:
