@@ -46,7 +46,8 @@ def add_adapters(model: Any, blocks: Sequence[Any], lora: Lora, seed: int) -> No
     """
     import peft
 
-    wanted, transposed = _linear_layers(model, blocks)
+    among = torch.nn.ModuleList(blocks)
+    wanted, transposed = _linear_layers(among)
     if not wanted:
         got = f"{len(blocks)} blocks that are not frozen, without a linear layer"
         raise UserError("there is nothing to put an adapter on", "training.forgetting.lora", got)
@@ -54,9 +55,11 @@ def add_adapters(model: Any, blocks: Sequence[Any], lora: Lora, seed: int) -> No
         r=lora.rank, lora_alpha=lora.alpha, target_modules=wanted, fan_in_fan_out=transposed, lora_dropout=0.0
     )
     before = set(model.modules())
+    model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
+        # Not the model: of some mixtures peft would then adapt tensors of experts instead of the layers it is told of.
+        peft.inject_adapter_in_model(config, among, adapter_name=_NAME)
     for module in model.modules():
         if module not in before:  # the others stay as they are: blocks that are recomputed are in training mode
             module.training = False
@@ -99,15 +102,14 @@ def base_name(name: str) -> str:
     return name.replace(_WRAPPED, ".")
 
 
-def _linear_layers(model: Any, blocks: Sequence[Any]) -> tuple[list[str], bool]:
+def _linear_layers(blocks: torch.nn.ModuleList) -> tuple[list[str], bool]:
     """Return the names of the blocks' linear layers, and whether they keep their weights transposed."""
     from transformers.pytorch_utils import Conv1D
 
-    inside = {id(module) for block in blocks for module in block.modules()}
     found = {
         name: isinstance(module, Conv1D)
-        for name, module in model.named_modules()
-        if id(module) in inside and isinstance(module, torch.nn.Linear | Conv1D)
+        for name, module in blocks.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
     }
     assert len(set(found.values())) <= 1, "all of a model's layers keep their weights alike"
     return list(found), any(found.values())
