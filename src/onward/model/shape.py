@@ -10,6 +10,9 @@ from onward.errors import UserError
 from onward.model.mobilellm import is_mobilellm
 from onward.model.source import ModelSource
 
+_KEPT_APART = {"full_attention", "sliding_attention", "attention"}
+"""Kinds of layers (`layer_types` in a configuration) that see nothing outside their document."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -23,7 +26,9 @@ class ModelShape:
 
     parameters: all, a tied head once. embedding_parameters: input embeddings, and the head where it is not tied.
     matmul_parameters: those that multiply every token, the head included and counted once, the look-up in the input
-    embedding not; of a mixture of experts those of the experts that a token meets.
+    embedding not; of a mixture of experts those of the experts that a token meets. position_parameters: of a learned
+    table of positions. linears: how many linear layers all blocks have together, and the sum of their inputs and
+    outputs; None: those of attention and MLP.
     """
 
     model_type: str
@@ -43,6 +48,8 @@ class ModelShape:
     parameters: int
     embedding_parameters: int
     matmul_parameters: int
+    position_parameters: int = 0
+    linears: tuple[int, int] | None = None
 
     @property
     def block_parameters(self) -> int:
@@ -68,6 +75,27 @@ def read_shape(model: ModelSource | Path) -> ModelShape:
         config |= {"model_type": "llama", "tie_word_embeddings": shared, "attention_bias": False, "mlp_bias": False}
         config.pop("head_dim", None)
     return shape_of(config) or _count_without_memory(folder)
+
+
+def refuse_attention(config: Mapping[str, Any]) -> None:
+    """Raise UserError for attention that cannot be kept inside documents, as far as a configuration tells of it.
+
+    config: of the text model. Training refuses more, by the model's class; this much is known before anything is read.
+    """
+    kind = str(config.get("model_type"))
+    if config.get("attn_logit_softcapping") is not None:
+        todo = "choose a model without it (Gemma 3 instead of Gemma 2, say)"
+        raise UserError("attention soft-capping is not supported", "model.base", kind, todo=todo)
+    # Attention in chunks, convolutions and recurrences reach over the ends of documents in their own ways.
+    others = sorted(set(config.get("layer_types") or ()) - _KEPT_APART)
+    if others:
+        raise unkept_attention(", ".join([kind, *others]))
+
+
+def unkept_attention(got: str) -> UserError:
+    """Return the error of a model whose attention does not go where packed training can keep documents apart."""
+    todo = "choose a model whose attention goes through transformers' attention interface, without sinks"
+    return UserError("this model's attention cannot be kept inside documents", "model.base", got, todo=todo)
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
@@ -264,7 +292,31 @@ def _count_without_memory(folder: Path) -> ModelShape:
         parameters=sum(counts.values()),
         embedding_parameters=embeddings,
         matmul_parameters=matmul,
+        position_parameters=_position_parameters(model),
+        linears=_linears(model),
     )
+
+
+def _position_parameters(model: Any) -> int:
+    """Count the weights of look-up tables that stand beside the embeddings of tokens."""
+    import torch
+
+    tables = {id(module.weight): module.weight for module in model.base_model.modules()
+              if isinstance(module, torch.nn.Embedding)}  # fmt: skip
+    tables.pop(id(model.get_input_embeddings().weight), None)
+    return sum(weight.numel() for weight in tables.values())
+
+
+def _linears(model: Any) -> tuple[int, int]:
+    """Count the linear layers of the blocks, and their inputs and outputs; experts in one tensor are none."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    from onward.model.blocks import find_blocks
+
+    inside = [module for block in find_blocks(model) for module in block.modules()]
+    weights = [module.weight for module in inside if isinstance(module, torch.nn.Linear | Conv1D)]
+    return len(weights), sum(sum(weight.shape) for weight in weights)
 
 
 def _active_share(config: Any) -> float:

@@ -16,7 +16,7 @@ from onward.pipeline.by_ranks import first_alone, train_by_ranks
 from onward.pipeline.corpora import Corpora, Preparing, is_compared_with_domain
 from onward.pipeline.run_folder import RunFolder
 from onward.pipeline.scoring import Scoring
-from onward.plan import Plan, check_model, plan_run
+from onward.plan import Plan, check_model, check_trainable, plan_run
 from onward.progress import Progress, Silent
 from onward.recipe import TASKS, Recipe, load_recipe, section_of
 from onward.recipe.sections import as_path
@@ -125,6 +125,7 @@ class Run:
 
         until_step: stop when so many steps of the run are done, their state saved.
         """
+        check_trainable(self.base)
         if self.place.world > 1:
             first_alone(lambda: self.plan)
             if read_manifest(self.planned_domain.folder) is None:
@@ -191,6 +192,7 @@ class Run:
         stream: train on the blocks that are prepared while the rest is being prepared (for `training.order: blocks`);
         the first stage is then trained before the base is scored, and everything comes out the same.
         """
+        check_trainable(self.base)
         if stream:
             self._train_while_preparing()
         plan = self.plan

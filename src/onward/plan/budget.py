@@ -11,6 +11,7 @@ from onward.batches import BatchPlan, plan_batches
 from onward.corpus.prepare import PreparedCorpus
 from onward.errors import UserError, UserErrors
 from onward.model.mobilellm import is_mobilellm
+from onward.model.shape import refuse_attention
 from onward.model.source import ModelSource
 from onward.model.tokenizer import LoadedTokenizer
 from onward.plan.foresight import Range
@@ -95,6 +96,12 @@ def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -
         problems.append(UserError("this is not MobileLLM's tokenizer", str(base.folder), got))
     if problems:
         raise UserErrors(f"{recipe.name}: this model cannot run this recipe", problems)
+
+
+def check_trainable(base: ModelSource) -> None:
+    """Refuse a model that could be scored but not trained, before text is prepared or sampled for it."""
+    config = json.loads((base.folder / "config.json").read_bytes())
+    refuse_attention(config.get("text_config", config))
 
 
 def wanted_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int:

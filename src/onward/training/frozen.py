@@ -21,8 +21,10 @@ def keep_parts(network: Network, forgetting: Forgetting, seed: int) -> None:
         number = blocks_frozen(forgetting, len(network.blocks), tied=_is_tied(network))
         for block in network.blocks[:number]:
             block.requires_grad_(False)
-        if forgetting.freeze.embeddings:  # a tied head is the same parameter
-            network.model.get_input_embeddings().requires_grad_(False)
+        if forgetting.freeze.embeddings:  # a tied head is the same parameter; a table of positions is one too
+            for module in network.model.base_model.modules():
+                if isinstance(module, torch.nn.Embedding):
+                    module.requires_grad_(False)
     if forgetting.lora is not None:
         add_adapters(network.model, network.blocks[number:], forgetting.lora, seed)
     assert any(parameter.requires_grad for parameter in network.parameters()), "something is left to train"

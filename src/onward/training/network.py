@@ -18,14 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from onward.batches import NO_TARGET, Batch
 from onward.errors import UserError
 from onward.model.blocks import find_blocks, head_changes
+from onward.model.shape import refuse_attention, unkept_attention
 from onward.training.attention import ATTENTION
 from onward.training.lean import keep_less
 from onward.training.loss import Towards, summed_loss, summed_objective
 from onward.training.strategy import Strategy
 
 _LEAST_BOUNDS = 64
-_KEPT_APART = {"full_attention", "sliding_attention", "attention"}
-"""Kinds of layers (`layer_types` in a configuration) that see nothing outside their document."""
 
 
 @dataclass(frozen=True)
@@ -225,20 +224,13 @@ class Network(torch.nn.Module):
 
 def _check_attention(model: Any) -> None:
     config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        todo = "choose a model without it (Gemma 3 instead of Gemma 2, say)"
-        raise UserError("attention soft-capping is not supported", "model.base", config.model_type, todo=todo)
-    # Attention in chunks, convolutions and recurrences reach over the ends of documents in their own ways.
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - _KEPT_APART)
+    refuse_attention(config.to_dict())
     if (
-        others
-        or not getattr(model, "_supports_attention_backend", False)
+        not getattr(model, "_supports_attention_backend", False)
         or model.base_model is model
         or any(hasattr(module, "sinks") for module in model.modules())
     ):
-        todo = "choose a model whose attention goes through transformers' attention interface, without sinks"
-        got = ", ".join([config.model_type, *others])
-        raise UserError("this model's attention cannot be kept inside documents", "model.base", got, todo=todo)
+        raise unkept_attention(config.model_type)
 
 
 def _recompute(model: Any, blocks: list[Any], every: int) -> None:

@@ -6,6 +6,9 @@ from onward.errors import UserError
 from onward.model.shape import ModelShape
 from onward.recipe import Forgetting
 
+FISHER_BYTES = 4
+"""Of the Fisher information on disk, for each of the base's weights: fp32."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -44,7 +47,8 @@ def parts_of(shape: ModelShape, forgetting: Forgetting | None) -> Parts:
         rank, (matrices, ends) = forgetting.lora.rank, _matrices(shape)
         adapters = (shape.layers - blocks) * rank * ends
         return Parts(adapters, adapters, shape.parameters, False, blocks, 0, False, rank * matrices)
-    inside = shape.block_parameters - blocks * (shape.block_parameters // shape.layers)
+    body = shape.block_parameters - shape.position_parameters
+    inside = body - blocks * (body // shape.layers) + (0 if keeps_embeddings else shape.position_parameters)
     kept = shape.vocabulary * shape.hidden if keeps_embeddings else 0
     trained = inside + shape.embedding_parameters - kept
     return Parts(
@@ -85,10 +89,13 @@ def blocks_frozen(forgetting: Forgetting, layers: int, *, tied: bool = False) ->
 
 def _matrices(shape: ModelShape) -> tuple[int, int]:
     """Return how many linear layers a block has, and the sum of their inputs and outputs: the parameters of a rank."""
+    if shape.linears is not None:
+        number, ends = shape.linears
+        return number // shape.layers, ends // shape.layers
     hidden, inner = shape.hidden, shape.intermediate
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     in_mlp = 3 if shape.gated else 2
     mlp = in_mlp * (hidden + inner)
-    if shape.model_type in ("gpt_neox", "gpt2"):  # one matrix for q, k and v
+    if shape.model_type == "gpt_neox":  # one matrix for q, k and v
         return 2 + in_mlp, hidden + 3 * queries + queries + hidden + mlp
     return 4 + in_mlp, 2 * (hidden + queries) + 2 * (hidden + keys) + mlp
