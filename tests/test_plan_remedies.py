@@ -1,5 +1,7 @@
 """What a plan says of remedies against forgetting: work of a step, sampling, the Fisher information."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import small_run
 from onward.batches import BatchPlan
+from onward.errors import UserError
 from onward.model.flops import training_flops
 from onward.model.shape import ModelShape, shape_of
 from onward.pipeline import Run
+from onward.plan.costs import DISK_TOO_SMALL, disk_problems
 from onward.plan.foresight import Machine, Range, RemediesForesight
 from onward.plan.remedies import ADAPTERS_AT_WORST, base_work, fisher_seconds, step_work
 from onward.recipe import Ewc, Forgetting
@@ -136,6 +140,36 @@ def test_a_plan_tells_what_is_made_before_training_until_it_is_there(place: Path
     run.train()
     done = run.foresee().remedies
     assert (done.fisher_text, done.fisher_tokens, done.fisher_seconds) == (None, 0, None)
+
+
+def test_of_a_short_text_the_fisher_information_is_estimated_once(place: Path) -> None:
+    run = opened(place, replay="10%", ewc={"strength": 1.0, "tokens": "1B"})
+    _ = run.corpora
+    found = run.foresee()
+    (text,) = [text for text in found.texts if text.role == "general"]
+    assert found.remedies.fisher_tokens == text.tokens.value < 100_000
+
+
+def test_the_fisher_information_is_counted_where_it_is_written(place: Path) -> None:
+    wanted, without = (opened(place, replay="10%", ewc=ewc).foresee() for ewc in (1.0, None))
+    assert wanted.disk.fisher == wanted.remedies.fisher_bytes == 4 * wanted.parameters
+    assert wanted.disk.total - without.disk.total == pytest.approx(4 * wanted.parameters)
+    cache = str(small_run.folders(place).cache)
+    few = replace(wanted.disk, corpora=0.0, free={**wanted.disk.free, cache: 4 * wanted.parameters - 1})
+    (problem, *_) = disk_problems(replace(few, checkpoints=0.0, models=0.0, scores=0.0), small_run.folders(place))
+    assert problem.what == DISK_TOO_SMALL
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_text_is_sampled(place: Path) -> None:
+    path = place / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"layer_types": ["chunked_attention"] * 2}))
+    run = opened(place, replay="self")
+    (problem,) = run.foresee().problems
+    assert problem.what == "this model's attention cannot be kept inside documents"
+    for step in (run.all, run.train):
+        with pytest.raises(UserError, match="this model's attention cannot be kept inside documents"):
+            step()
+    assert not list(small_run.folders(place).cache.glob("*")), "nothing was prepared"
 
 
 @pytest.mark.parametrize(("sharding", "dealt"), [("none", 8), ("zero2", 1), ("zero3", 1)])

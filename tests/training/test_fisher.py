@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -255,6 +256,22 @@ def test_too_little_memory_says_how_much_is_needed_and_what_would_need_less(
     assert len(told) == len(ways)
     assert all(way in each for way, each in zip(ways, told, strict=True))
     assert find_fisher(describe(model), corpus, tmp_path, Ewc(), 7, Strategy(), ALONE).exists(), "no lock is left"
+
+
+def test_a_disk_without_room_is_told_before_anything_is_estimated(
+    model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(p.numel() for p in load_model(model).parameters())
+    place: dict[str, Any] = {"seed": 7, "strategy": Strategy(), "ranks": ALONE}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "disk_usage", lambda _: SimpleNamespace(free=4 * weights - 1))
+        patch.setattr(module, "_estimated", lambda *_: pytest.fail("it could not be written"))
+        with pytest.raises(UserError, match="the disk is full") as refused:
+            find_fisher(describe(model), corpus, tmp_path / "new", Ewc(), **place)
+        assert str(tmp_path / "new") in str(refused.value.where)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "disk_usage", lambda _: SimpleNamespace(free=4 * weights))
+        assert find_fisher(describe(model), corpus, tmp_path / "new", Ewc(), **place).exists()
 
 
 def test_one_made_from_something_else_is_refused(model: Path, corpus: Path, tmp_path: Path) -> None:

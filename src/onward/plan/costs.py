@@ -245,10 +245,12 @@ def foresee_disk(
     evaluation: EvaluationForesight,
     folders: Folders,
     run_folder: Path,
+    fisher: float = 0.0,
 ) -> DiskForesight:
     """Return what is still to be written, and what is free where it goes.
 
-    parameters, trained: of the base model, and those that are trained, adapters included. Checkpoints and models that
+    parameters, trained: of the base model, and those that are trained, adapters included. fisher: bytes of the Fisher
+    information that is yet to be estimated. Checkpoints and models that
     the run has already are not counted again.
     """
     checkpoints, models = checkpoint_bytes(training, parameters, trained, evaluation.between)
@@ -257,6 +259,7 @@ def foresee_disk(
     remaining = max(0, checkpoints + models - there) / (checkpoints + models)
     return DiskForesight(
         corpora=sum(text.disk_bytes for text in texts),
+        fisher=fisher,
         checkpoints=checkpoints * remaining,
         models=models * remaining,
         scores=float(evaluation.models * evaluation.requests * _ROW_BYTES),
@@ -265,10 +268,10 @@ def foresee_disk(
 
 
 def disk_problems(disk: DiskForesight, folders: Folders) -> list[UserError]:
-    """Say where there is too little room: corpora go into the cache, all else into the run's folder."""
+    """Say where there is too little room: corpora and Fisher information go into the cache, all else into the run."""
     needed: dict[int, tuple[float, list[str]]] = {}
     run = disk.checkpoints + disk.models + disk.scores
-    for folder, size in ((folders.cache, disk.corpora), (folders.runs, run)):
+    for folder, size in ((folders.cache, disk.corpora + disk.fisher), (folders.runs, run)):
         device = _existing(folder).stat().st_dev
         before, places = needed.get(device, (0.0, []))
         needed[device] = (before + size, [*places, str(folder)])

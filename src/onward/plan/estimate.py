@@ -11,7 +11,7 @@ from onward.errors import UserError
 from onward.evaluation.cloze.making import FEWEST
 from onward.model.shape import ModelShape, read_shape
 from onward.model.source import ModelSource
-from onward.plan.budget import Supply, models_between, round_budget, too_short
+from onward.plan.budget import Supply, check_trainable, models_between, round_budget, too_short
 from onward.plan.costs import (
     disk_problems,
     foresee_disk,
@@ -86,7 +86,7 @@ def foresee(
     memory, problem = foresee_memory(
         recipe.training, shape, here.hardware, here.precision, batches, is_here=here.machine.here
     )
-    problems += [] if problem is None else [problem]
+    problems += [each for each in (problem, _untrainable(base)) if each is not None]
     problems += [_no_held_out(text) for text in texts if text.role in SCORED and not text.held_out_tokens]
     strategy = None if memory.chosen is None else memory.strategies[memory.chosen].strategy
     forgetting = recipe.training.forgetting
@@ -113,7 +113,7 @@ def foresee(
         training = foresee_training(
             here.machine, here.hardware, shape, batches, pairs, strategy, timed, remedies.step_work
         )
-    evaluation, disk = _scoring_and_disk(recipe, shape, here, batches, texts, folders)
+    evaluation, disk = _scoring_and_disk(recipe, shape, here, batches, texts, remedies.fisher_bytes, folders)
     if here.machine.here:
         problems += disk_problems(disk, folders)
     foresight = Foresight(
@@ -148,6 +148,7 @@ def _scoring_and_disk(
     here: _Here,
     batches: BatchPlan,
     texts: list[TextForesight],
+    fisher: float,
     folders: Folders,
 ) -> tuple[EvaluationForesight, DiskForesight]:
     """Return what scoring takes, and what the run writes."""
@@ -156,7 +157,7 @@ def _scoring_and_disk(
     evaluation = foresee_evaluation(recipe.evaluation, shape, here.fp32_flops, scored, models, between)
     trained = parts_of(shape, recipe.training.forgetting).trained
     run_folder = folders.runs / recipe.name
-    disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder)
+    disk = foresee_disk(recipe.training, shape.parameters, trained, texts, evaluation, folders, run_folder, fisher)
     return evaluation, disk
 
 
@@ -219,6 +220,14 @@ def _machine(training: Training, name: str | None, devices: int) -> _Here:
         memory_bytes=hardware.memory_bytes,
     )
     return _Here(hardware, machine, precision, fp32)
+
+
+def _untrainable(base: ModelSource) -> UserError | None:
+    try:
+        check_trainable(base)
+    except UserError as error:
+        return error
+    return None
 
 
 def _no_held_out(text: TextForesight) -> UserError:

@@ -163,7 +163,8 @@ class RemediesForesight:
 
     sampled_tokens: to be drawn from the base model, sampling_seconds: how long that takes, None without them.
     fisher_tokens: of `fisher_text`, which the Fisher information is yet to be estimated on; 0 and None where it is not
-    wanted or there. step_work: arithmetic of a step beside one in which everything is trained and nothing else done.
+    wanted or there; fisher_bytes: on disk, in the cache. step_work: arithmetic of a step beside one in which everything
+    is trained and nothing else done.
     """
 
     sampled_tokens: float
@@ -172,6 +173,7 @@ class RemediesForesight:
     fisher_tokens: int
     fisher_seconds: Range | None
     step_work: Range
+    fisher_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,18 +196,19 @@ class EvaluationForesight:
 
 @dataclass(frozen=True)
 class DiskForesight:
-    """What will be written. corpora, checkpoints, models, scores: bytes. free: bytes, by the place that holds them."""
+    """What will be written. corpora, fisher, checkpoints, models, scores: bytes. free: by the place that holds them."""
 
     corpora: float
     checkpoints: float
     models: float
     scores: float
     free: dict[str, int]
+    fisher: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.corpora + self.checkpoints + self.models + self.scores
+        return self.corpora + self.fisher + self.checkpoints + self.models + self.scores
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from onward.model.source import ModelSource
 from onward.plan.costs import HOST_BANDWIDTH, LAUNCH_SECONDS, UTILISATION, pairs_of
 from onward.plan.foresight import Machine, Range, RemediesForesight, TextForesight
 from onward.recipe import Ewc, Forgetting
-from onward.training.remedies import parts_of
+from onward.training.remedies import FISHER_BYTES, parts_of
 
 SAMPLING = Range(0.10, 0.30, 0.60)
 """Share of a CPU's fp32 peak in sampling. onward/tiny on one core: 0.35 in fp32, 0.45 of that peak in bf16 with AMX
@@ -54,13 +54,16 @@ def foresee_remedies(
     if ewc is not None and not _is_estimated(base, preparations[ewc.text], ewc, cache):
         # Where the weights are split every device computes every row; else they share the rows.
         dealt = 1 if is_split else machine.count
-        estimated = fisher_seconds(ewc, shape, machine, fp32_flops, by_role[ewc.text].pairs_per_token, batches, dealt)
+        text = by_role[ewc.text]  # a shorter one is read once
+        ewc = ewc.model_copy(update={"tokens": max(1, min(ewc.tokens, ceil(text.tokens.value)))})
+        estimated = fisher_seconds(ewc, shape, machine, fp32_flops, text.pairs_per_token, batches, dealt)
     return RemediesForesight(
         sampled_tokens=sum(map(_drawn, to_sample)),
         sampling_seconds=_total(seconds),
         fisher_text=None if estimated is None or ewc is None else ewc.text,
         fisher_tokens=0 if estimated is None or ewc is None else ewc.tokens,
         fisher_seconds=estimated,
+        fisher_bytes=0 if estimated is None else FISHER_BYTES * shape.parameters,
         step_work=step_work(forgetting, shape, pairs_of(texts, batches)),
     )
 

@@ -254,7 +254,8 @@ def _costs_view(foresight: Foresight) -> RenderableType:
         about = "at most some " if evaluation.cloze_items < evaluation.cloze_wanted else ""
         items = f"{about}{evaluation.cloze_items:,} questions of the domain's text"
         rows.append(("", f"{items} among these (evaluation.cloze)"))
-    parts = {"corpora": disk.corpora, "checkpoints": disk.checkpoints, "models": disk.models, "scores": disk.scores}
+    parts = {"corpora": disk.corpora, "Fisher information": disk.fisher}
+    parts |= {"checkpoints": disk.checkpoints, "models": disk.models, "scores": disk.scores}
     written = ", ".join(f"{name} {amount(size)}" for name, size in parts.items() if size >= 1e3)
     rows.append(("disk", f"{amount(disk.total)}: {written}"))
     if foresight.machine.here:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from onward.training.loss import summed_loss
 from onward.training.network import Network, Rows
 from onward.training.parallel import is_sharded, needs_group, share_out, summed, whole
 from onward.training.ranks import Ranks
+from onward.training.remedies import FISHER_BYTES
 from onward.training.strategy import Strategy
 
 FORMAT = 1
@@ -134,6 +136,7 @@ def find_fisher(
     with locked(folder, wait) if ranks.is_first else nullcontext():
         if ranks.agree(ranks.is_first and find(folder, made_from, lambda _: None) is not None):
             return folder
+        _require_room(folder.parent, base, ranks)
         try:
             tensors, facts = _estimated(base, text, ewc, seed, strategy, ranks, progress)
         except Exception as error:
@@ -151,6 +154,18 @@ def find_fisher(
                 write_json(aside / FACTS, facts)
         ranks.barrier()
     return folder
+
+
+def _require_room(place: Path, base: ModelSource, ranks: Ranks) -> None:
+    """Raise UserError, on every rank, where the disk of the first has no room for what the estimate will write."""
+    needed, free = FISHER_BYTES * read_shape(base).parameters, 0
+    if ranks.is_first:
+        place.mkdir(parents=True, exist_ok=True)
+        free = disk_usage(place).free
+    if ranks.agree(ranks.is_first and free < needed):
+        todo = "free some space, or choose another place with --cache; finished work is kept"
+        got, expected = f"{amount(free, 'down')} free", f"{amount(needed)} for the Fisher information"
+        raise UserError("the disk is full", str(place), got, expected, todo)
 
 
 def _too_large(base: ModelSource, ewc: Ewc, strategy: Strategy, ranks: Ranks, error: Exception) -> UserError:
