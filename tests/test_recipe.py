@@ -248,6 +248,16 @@ def test_numbers_and_sections_of_remedies_are_read_as_before(valid: Path) -> Non
     assert lora.rank == 16
     (problem,) = problems_of(valid, "training.forgetting.kl=-1")
     assert "greater than or equal to 0" in problem.what
+    ewc = load_recipe(valid, [general, "training.forgetting.ewc=1e-3"]).training.forgetting.ewc  # text, in YAML 1.1
+    assert ewc is not None
+    assert ewc.strength == 0.001
+
+
+@pytest.mark.parametrize("knob", ["kl", "lora={alpha: .inf}", "lora={learning_rate_ratio: .inf}"])
+def test_what_has_no_meaning_without_end_is_finite(valid: Path, knob: str) -> None:
+    knobs = [f"training.forgetting.{knob}{'' if '=' in knob else '=.inf'}", "general={sources: [{path: g}]}"]
+    (problem,) = problems_of(valid, *knobs)
+    assert "finite" in problem.what
 
 
 def test_problems_between_values_stand_alone_each_with_its_key_and_advice(valid: Path) -> None:
@@ -259,6 +269,9 @@ def test_problems_between_values_stand_alone_each_with_its_key_and_advice(valid:
     (problem,) = problems_of(valid, "training.forgetting.ewc=1")
     assert problem.what == "there is no `general` text to estimate the Fisher information on"
     assert problem.todo == "add it, or name another: self"
+    (problem,) = problems_of(valid, "training.forgetting.ewc=1", "corpora.self={self_replay: {}}")
+    assert problem.todo == "add it, or name another: self"
+    assert load_recipe(valid, ["training.forgetting.ewc=0"]).training.forgetting.weighed is None, "needs no text"
     found = problems_of(valid, "training.forgetting.replay={general: 5, self: 5}")
     places = [f"--set training.forgetting.replay: {name}" for name in ("general", "self")]
     assert [problem.where for problem in found] == places

@@ -11,7 +11,9 @@ import pytest
 import zstandard
 
 from onward.artifact import Folders
-from onward.corpus.ledger import Count
+from onward.corpus.ledger import Count, Tally
+from onward.corpus.making import nothing_kept
+from onward.corpus.preparation import plan_preparation
 from onward.corpus.prepare import PreparedCorpus, prepare
 from onward.corpus.reading import pieces, streams
 from onward.errors import UserError
@@ -226,3 +228,28 @@ def test_a_document_of_a_gigabyte_is_read_with_bounded_memory(tmp_path: Path, na
     else:
         assert (bytes_read, documents, bad) == (17, 1, [("x.jsonl.zst:1", "unreadable: longer than 128 MB")])
         assert megabytes < 600
+
+
+@pytest.mark.parametrize(
+    ("dropped", "todo"),
+    [
+        ("tokens: too few bytes per token", "corpora.self.minimum_bytes_per_token: null"),
+        ("tokens: too many unknown", "corpora.self.maximum_unknown_tokens: 99%"),
+        ("quality: too few lines", "corpora.self.quality: none"),
+        (None, "corpora.self.self_replay.temperature"),
+    ],
+)
+def test_samples_that_nothing_is_left_of_are_told_of_as_samples(
+    dropped: str | None, todo: str, tiny_tokenizer: LoadedTokenizer, folders: Folders
+) -> None:
+    corpus = Corpus.model_validate({"self_replay": {"tokens": 1000}})
+    job = plan_preparation(
+        corpus, tokenizer=tiny_tokenizer, sequence_tokens=64, wanted_tokens=None, seed=0, folders=folders,
+        model_fingerprint="m", label="self",
+    )  # fmt: skip
+    tally = Tally()
+    if dropped is not None:
+        tally.dropped[dropped] = Count(3, 100)
+    error = nothing_kept("no document is left to train on", job, tally)
+    assert error.where == "corpora.self, sampled from the base"
+    assert todo in str(error.todo)

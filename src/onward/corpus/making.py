@@ -40,6 +40,11 @@ _ADVICE = {
     NO_TEXT_IN_PDF: "run OCR over scanned pages",
     "unreadable: password-protected": "remove the passwords",
 }
+_KNOBS = {
+    "tokens: too few bytes per token": "minimum_bytes_per_token: null",
+    "tokens: too many unknown": "maximum_unknown_tokens: 99%",
+}
+"""What lets documents through that were dropped for such a reason; for others it is the rules of quality."""
 _SAMPLE_DOCUMENTS = 200
 """Documents on which a fast tokenizer must equal the reference before it is used."""
 
@@ -227,7 +232,19 @@ def _refuse_nothing_kept(tally: Tally, job: Preparation) -> None:
     """Raise UserError, with what dropped the documents, when none is left to train on."""
     if tally.kept.documents:
         return
-    where = f"{job.section}.sources: {', '.join(source.path for source in job.corpus.sources)}"
-    todo = f"loosen what dropped them, e.g. {job.section}.quality: none" if tally.dropped else "give more documents"
+    raise nothing_kept("no document is left to train on", job, tally)
+
+
+def nothing_kept(what: str, job: Preparation, tally: Tally) -> UserError:
+    """Return the error of a corpus that nothing is left of: what dropped the documents, and the knob of most of it."""
+    section, is_sampled = job.section, job.corpus.self_replay is not None
+    where = f"{section}.sources: {', '.join(source.path for source in job.corpus.sources)}"
+    todo = "give more documents"
+    if tally.dropped:
+        most = max(tally.dropped, key=lambda reason: tally.dropped[reason].documents)
+        loosened = next((knob for reason, knob in _KNOBS.items() if most.startswith(reason)), "quality: none")
+        todo = f"loosen what dropped them, e.g. {section}.{loosened}"
+    elif is_sampled:
+        todo = f"draw other samples ({section}.self_replay.temperature), or more ({section}.self_replay.tokens)"
     got = "; ".join(tally.losses()) or "no record at all"
-    raise UserError("no document is left to train on", where, got, todo=todo)
+    return UserError(what, f"{section}, sampled from the base" if is_sampled else where, got, todo=todo)

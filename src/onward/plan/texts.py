@@ -10,6 +10,7 @@ from pyarrow import parquet
 from onward.artifact import read_manifest
 from onward.corpus.blocks import block_name
 from onward.corpus.ledger import Ledger, read_ledger
+from onward.corpus.making import nothing_kept
 from onward.corpus.packing import load_packing
 from onward.corpus.preparation import Preparation
 from onward.corpus.reading import builtin
@@ -238,7 +239,5 @@ def _problems(preparation: Preparation, sample: Sample) -> list[UserError]:
         todo += f"{section}.maximum_unreadable"
         return [UserError("too many records cannot be read", where, got, f"at most {format_share(limit)}", todo)]
     if not tally.kept.documents:
-        todo = f"loosen what dropped them, e.g. {section}.quality: none" if tally.dropped else "give more documents"
-        got = "; ".join(tally.losses()) or "no record at all"
-        return [UserError("no document of a sample would be left to train on", where, got, todo=todo)]
+        return [nothing_kept("no document of a sample would be left to train on", preparation, tally)]
     return []

@@ -67,7 +67,8 @@ class Ewc(Section):
     """Elastic weight consolidation (1612.00796): weights that matter for general text are pulled back to the base.
 
     After AdamW's update theta moves by the share w = min(1, rate x strength / rms x F) to the base's theta0. F is the
-    diagonal Fisher information there, normalised to mean 1; rms is the root mean square of the base's weights.
+    diagonal Fisher information there, normalised to mean 1; rms is the root mean square of those base weights that are
+    trained.
     """
 
     strength: float = Field(1.0, ge=0)
@@ -94,7 +95,10 @@ class Freeze(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters on all linear layers of the blocks (2106.09685), by peft, merged into the exported model."""
+    """Low-rank adapters on all linear layers of the blocks (2106.09685), by peft, merged into the exported model.
+
+    Experts that transformers keeps in one tensor get none.
+    """
 
     rank: int = Field(16, ge=1)
     """Rank of the adapters."""

@@ -101,12 +101,12 @@ class Recipe(Section):
         """Find corpora that are named and not there."""
         # `replay: 5%` is short for general text: its name does not stand in the recipe.
         named = [(f"{where}.replay{'' if name == GENERAL else f'.{name}'}", name) for name in forgetting.replayed]
-        named += [] if forgetting.ewc is None else [(f"{where}.ewc.text", forgetting.ewc.text)]
+        named += [] if forgetting.weighed is None else [(f"{where}.ewc.text", forgetting.weighed.text)]
         problems = []
         for key, name in named:
             if self.replayed_corpus(name) is not None:
                 continue
-            known = [*([] if self.general is None else [GENERAL]), SELF, *self.corpora]
+            known = [*([] if self.general is None else [GENERAL]), SELF, *(key for key in self.corpora if key != SELF)]
             what, todo = f"there is no corpus `{name}`", f"there are: {', '.join(known)}"
             if name == GENERAL and key.endswith(".replay"):
                 what, todo = "there is no `general` text to replay", "add it or write `replay: null`"
