@@ -41,7 +41,10 @@ def last_words(nats: list[float]) -> tuple[TaskScore, list[ItemRow]]:
     """LAMBADA, where nothing is chosen: the nats of each last word, of which one is guessed rightly."""
     rows = [ItemRow("lambada_openai", None, f"{n}", f"{n}", right={"acc": not n}, logprobs=(-own,), nats=own, bytes=5)
             for n, own in enumerate(nats)]  # fmt: skip
-    measures = Measure("perplexity", 27_000.0, 21_000.0, False), Measure("acc", 1 / len(nats), 1 / len(nats))
+    measures = (
+        Measure("perplexity", 27_000.0, 21_000.0, False),
+        Measure("acc", 1 / len(nats), ((1 - 1 / len(nats)) / len(nats) / (len(nats) - 1)) ** 0.5),
+    )
     return TaskScore("lambada_openai", len(nats), len(nats), "hash", 0, None, measures, 0), rows
 
 
@@ -98,7 +101,10 @@ def test_a_perplexity_has_no_negative_end_and_is_written_as_elsewhere(tmp_path: 
     found = of_the_base(tmp_path, last_words([6.0, 15.0] * 10))
     perplexity, accuracy = found.rows[-2:]
     assert 0 < perplexity["value_low"] < perplexity["value"] < perplexity["value_high"]
-    assert (accuracy["value_low"], accuracy["value"]) == (0.0, 0.05)
+    # Of 1 of 20, and of none.
+    assert (accuracy["value_low"], accuracy["value_high"]) == pytest.approx((0.0089, 0.2361), abs=1e-4)
+    none = baseline._of_share(0.0, 0.0, 20)
+    assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=1e-4)
     written, share = found.table.rows[-2:]
     assert written[2] == "27,000"
     assert "," in written[3]

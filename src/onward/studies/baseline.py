@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,9 @@ def _guessing(pair: Pair, measure: Measure, items: Items, chance: float) -> floa
 
 
 def _interval(pair: Pair, measure: Measure, items: Items) -> Interval:
-    """The 95 % interval of a measure: of what is made of nats by resampling them, else by the standard error.
+    """The 95 % interval of a measure: of what is made of nats by resampling them, else of a share.
 
-    Perplexities are skewed: their ends are those of the nats, so that none is negative. Shares end at 0 and 1.
+    Perplexities are skewed: their ends are those of the nats, so that none is negative.
     """
     of_nats = next((each for each in likelihoods(pair) if each.metric == measure.name), None)
     if of_nats is not None:
@@ -142,8 +143,19 @@ def _interval(pair: Pair, measure: Measure, items: Items) -> Interval:
         return Interval(measure.value, low, high)
     if measure.stderr is None or measure.stderr != measure.stderr:
         return Interval(measure.value, float("nan"), float("nan"))
-    reach = _NORMAL * measure.stderr
-    return Interval(measure.value, max(0.0, measure.value - reach), min(1.0, measure.value + reach))
+    return _of_share(measure.value, measure.stderr, len(items))
+
+
+def _of_share(share: float, stderr: float, items: int) -> Interval:
+    """Wilson's interval (1927, doi:10.1080/01621459.1927.10502953), of as many items as the standard error stands for.
+
+    It ends within 0 and 1, and has a width where none of some items was right.
+    """
+    count = 1 + share * (1 - share) / stderr**2 if stderr > 0 else items
+    pull = _NORMAL**2 / count
+    middle = (share + pull / 2) / (1 + pull)
+    reach = sqrt(pull * share * (1 - share) + pull**2 / 4) / (1 + pull)
+    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def _value_texts(each: Stands) -> tuple[str, str]:
