@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from itertools import pairwise
+from unicodedata import east_asian_width
+
+NAME, NOTE = 12.5, 11.5
+"""Sizes of type in pixels: of names and values, and of notes, ticks and labels (figure.css)."""
+_CUT = "\N{HORIZONTAL ELLIPSIS}"
+_EMS = {"ijlI|'/ ": 0.37, "ftrJ.,:;!()[]-_": 0.48, f"mwMW%@{_CUT}": 1.05, "+\N{MINUS SIGN}": 0.84}
+"""Widths of characters in bold DejaVu Sans, in sizes of type; of others by their kind."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,42 @@ def token_text(tokens: float) -> str:
     return f"{tokens:.0f}"
 
 
-def text(x: float, y: float, content: str, kind: str, anchor: str = "start") -> str:
-    """Return a text element; the content is escaped."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(content)}</text>'
+def text_width(content: str, size: float) -> float:
+    """Return about how many pixels a line of text takes, rather more than less: in bold DejaVu Sans, a wide font."""
+    return size * sum(_ems(character) for character in content)
+
+
+def _ems(character: str) -> float:
+    for characters, ems in _EMS.items():
+        if character in characters:
+            return ems
+    return 1.05 if east_asian_width(character) in "WF" else 0.79 if character.isupper() else 0.7
+
+
+def shortened(content: str, size: float, room: float) -> str:
+    """Return a text that takes at most `room` pixels, cut in its middle: names often differ at one of their ends."""
+    if text_width(content, size) <= room:
+        return content
+    kept = len(content) - 1
+    while kept > 2 and text_width(_without_middle(content, kept), size) > room:
+        kept -= 1
+    return _without_middle(content, kept)
+
+
+def _without_middle(content: str, kept: int) -> str:
+    return f"{content[: kept - kept // 2]}{_CUT}{content[len(content) - kept // 2 :]}"
+
+
+def text(x: float, y: float, content: str, kind: str, anchor: str = "start", whole: str = "") -> str:
+    """Return a text element; the contents are escaped. whole: what is shown under the pointer, where it says more."""
+    told = f"<title>{escape(whole)}</title>" if whole not in ("", content) else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{told}{escape(content)}</text>'
+
+
+def tick_at(x: float, y: float, content: str, width: float) -> str:
+    """Return the text of a tick below an axis: under its place, or beside it where the picture would cut it."""
+    half = text_width(content, NOTE) / 2
+    return text(min(max(x, half), width - half), y, content, "tick", "middle")
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -70,6 +110,16 @@ def rectangle(x: float, y: float, width: float, height: float, kind: str) -> str
 def circle(x: float, y: float, radius: float, kind: str) -> str:
     """Return a circle; x, y: its centre."""
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{kind}"/>'
+
+
+def polygon(corners: Iterable[tuple[float, float]], kind: str) -> str:
+    """Return a closed shape."""
+    return f'<polygon points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in corners)}" class="{kind}"/>'
+
+
+def named(shape: str, name: str) -> str:
+    """Return a shape that shows a name under the pointer."""
+    return f"<g><title>{escape(name)}</title>{shape}</g>"
 
 
 def path(points: Iterable[tuple[float, float]], kind: str) -> str:

@@ -7,9 +7,26 @@ import numpy as np
 
 from onward.analysis import Difference, LossCurve
 from onward.analysis.wording import change_text, title
-from onward.reporting.drawing import Scale, circle, line, path, svg, text, tick_text, ticks, token_text
+from onward.reporting.drawing import (
+    NAME,
+    NOTE,
+    Scale,
+    circle,
+    line,
+    path,
+    shortened,
+    svg,
+    text,
+    text_width,
+    tick_at,
+    tick_text,
+    ticks,
+    token_text,
+)
 
 WIDE, NARROW = 760, 380
+_NAMES, _MOST_NAMES = 246.0, 376.0
+"""Pixels before the axis of changes: for names of usual length, and for the longest, since the marks need room too."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +47,20 @@ def loss_figure(curve: LossCurve, stages: Sequence[int]) -> Figure:
 
 
 def _loss_picture(curve: LossCurve, stages: Sequence[int], width: int, caption: str) -> str:
-    left, right, top, loss_bottom, rate_top, bottom = 46, width - 52, 34, 236, 268, 330
-    x = Scale(0, max(float(curve.tokens[-1]), 1.0), left, right)
+    right, top, loss_bottom, rate_top, bottom = width - 52, 50, 252, 284, 346
     low, high = _padded(*np.quantile(curve.loss, [0.005, 0.995]), float(curve.smooth.min()), float(curve.smooth.max()))
     loss = Scale(low, high, loss_bottom, top)
+    values = ticks(loss.low, loss.high, 5)
+    left = max(46.0, 10 + max(text_width(tick_text(value, values), NOTE) for value in values))
+    x = Scale(0, max(float(curve.tokens[-1]), 1.0), left, right)
     rate = Scale(0, max(float(curve.learning_rate.max()) * 1.08, 1e-12), bottom, rate_top)
-    parts = [*_y_axis(loss, left, right, 5), *_stage_marks(x, stages, top, bottom, width)]
+    parts = [*_y_axis(loss, left, right, values), *_stage_marks(x, stages, top, bottom, width)]
     parts.append(path(((x(t), loss(v)) for t, v in zip(curve.tokens, curve.loss, strict=True)), "raw"))
     parts.append(path(((x(t), loss(v)) for t, v in zip(curve.tokens, curve.smooth, strict=True)), "smooth"))
     end = float(curve.smooth[-1])
     parts.append(circle(x(curve.tokens[-1]), loss(end), 3.5, "end"))
     parts.append(text(right + 8, loss(end) + 4, f"{end:.2f}", "value"))
-    parts.append(text(left - 38, top - 16, "loss, nats per token", "label"))
+    parts.append(text(left - 38, top - 34, "loss, nats per token", "label"))
     parts.append(text(left - 38, rate_top - 12, "learning rate", "label"))
     points = [(x(t), rate(v)) for t, v in zip(curve.tokens, curve.learning_rate, strict=True)]
     parts.append(path([(points[0][0], bottom), *points, (points[-1][0], bottom)], "area"))
@@ -59,7 +78,9 @@ def _loss_picture(curve: LossCurve, stages: Sequence[int], width: int, caption: 
 
 
 def rate_text(rate: float) -> str:
-    """Write a learning rate as people do: `3e-4`, `9.6e-4`."""
+    """Write a learning rate as people do: `3e-4`, `9.6e-4`, `0`."""
+    if rate == 0:
+        return "0"
     digits, exponent = f"{rate:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
@@ -70,8 +91,7 @@ def _padded(*values: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _y_axis(scale: Scale, left: float, right: float, about: int) -> list[str]:
-    values = ticks(scale.low, scale.high, about)
+def _y_axis(scale: Scale, left: float, right: float, values: Sequence[float]) -> list[str]:
     parts = []
     for value in values:
         parts.append(line(left, scale(value), right, scale(value), "grid"))
@@ -119,15 +139,17 @@ def forest_figure(rows: Sequence[ForestRow], text_rows: bool) -> Figure:
 
 def _forest_picture(rows: Sequence[ForestRow], text_rows: bool, width: int, caption: str) -> str:
     wide = width == WIDE
-    left, right, top, pitch = (246, width - 186, 40, 26) if wide else (14, width - 14, 40, 46)
+    left, right, top, pitch = (_name_room(rows), width - 186, 40, 26) if wide else (14.0, width - 14, 40, 46)
     scale = 1.0 if text_rows else 100.0
     ends = [scale * v for row in rows for v in _finite(row.difference)]
     x = Scale(*_padded(0.0, *ends), left, right)
     places, bottom = _places(rows, top, pitch, 10 if wide else 6)
-    values = ticks(x.low, x.high, 6 if wide else 4)
-    parts = [line(x(v), top - 8, x(v), bottom, "grid") for v in values]
-    parts.append(line(x(0), top - 8, x(0), bottom, "zero"))
-    parts += [text(x(v), bottom + 18, tick_text(v, values, sign=True), "tick", "middle") for v in values]
+    values = ticks(x.low, x.high, min(6, int((right - left) / 50)) if wide else 4)
+    # On narrow screens names stand over the marks, and a line from top to bottom would run through them.
+    pieces = [(top - 8, bottom)] if wide else [(at - 2, at + 22) for at in places]
+    parts = [line(x(v), start, x(v), end, "grid") for v in values for start, end in pieces]
+    parts += [line(x(0), start, x(0), end, "zero") for start, end in pieces]
+    parts += [tick_at(x(v), bottom + 18, tick_text(v, values, sign=True), width) for v in values]
     better, worse = ("easier", "harder") if text_rows else ("better", "worse")
     left_word, right_word = (better, worse) if text_rows else (worse, better)
     parts.append(text(left, top - 20, f"\N{LEFTWARDS ARROW} {left_word}", "label"))
@@ -159,12 +181,22 @@ def _places(rows: Sequence[ForestRow], top: float, pitch: float, gap: float) -> 
     return places, y + 6
 
 
+def _named(row: ForestRow) -> str:
+    metric = "" if row.difference.is_text else f" · {row.difference.metric}"
+    return f"{title(row.difference.name)}{metric}"
+
+
+def _name_room(rows: Sequence[ForestRow]) -> float:
+    """Return where the axis begins, so that the longest names end before it."""
+    taken = max(text_width(_named(row), NAME) + 14 + text_width(row.stage, NOTE) for row in rows)
+    return min(max(_NAMES, taken + 18), _MOST_NAMES)
+
+
 def _forest_row(row: ForestRow, x: Scale, y: float, scale: float, first: bool, width: int) -> list[str]:
     difference = row.difference
     kind = difference.verdict.replace(" ", "-")
     change, interval = change_text(difference)
-    metric = "" if difference.is_text else f" · {difference.metric}"
-    named = f"{title(difference.name)}{metric}"
+    whole = _named(row)
     low, high = (scale * v if np.isfinite(v) else scale * difference.delta for v in (difference.low, difference.high))
     mark_y = y if width == WIDE else y + 10
     parts = [
@@ -173,11 +205,14 @@ def _forest_row(row: ForestRow, x: Scale, y: float, scale: float, first: bool, w
     ]
     if width == WIDE:
         if first:
-            parts.append(text(0, y + 4, named, "name"))
-        parts.append(text(228, y + 4, row.stage, "tick", "end"))
+            room = x.start - 18 - text_width(row.stage, NOTE) - 14
+            parts.append(text(0, y + 4, shortened(whole, NAME, room), "name", whole=whole))
+        parts.append(text(x.start - 18, y + 4, row.stage, "tick", "end"))
         parts.append(text(width - 178, y + 4, change, f"value {kind}"))
         parts.append(text(width - 122, y + 4, interval, "tick"))
     else:
-        parts.append(text(14, y - 6, f"{named} · {row.stage}", "name"))
+        stage = f" · {row.stage}"
+        name = shortened(whole, NAME, width - 28 - 12 - text_width(change + stage, NAME))
+        parts.append(text(14, y - 6, f"{name}{stage}", "name", whole=f"{whole}{stage}"))
         parts.append(text(width - 14, y - 6, change, f"value {kind}", "end"))
     return parts
