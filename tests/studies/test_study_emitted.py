@@ -131,7 +131,7 @@ def test_the_emitted_array_is_a_script_whose_commands_are_understood(
 
 
 @pytest.mark.parametrize("kind", ["commands", "slurm"])
-def test_what_is_emitted_works_with_as_much_as_was_asked_for(place: Path, kind: str, understood: list[str]) -> None:
+def test_what_is_emitted_works_with_as_much_as_was_asked_for(place: Path, kind: str) -> None:
     options = ["--processes", "2", "--workers", "3"]
     text, _ = emitted_by(place, kind, "pilot", *options)
     commands = [line for line in text.splitlines() if re.search(r"\bonward (evaluate|run|study) ", line)]
@@ -139,6 +139,11 @@ def test_what_is_emitted_works_with_as_much_as_was_asked_for(place: Path, kind: 
     for line in commands:
         words = shlex.split(line.removeprefix("#"))
         assert all(words[words.index(name) + 1] == value for name, value in (("--processes", "2"), ("--workers", "3")))
+    elsewhere, arguments = emitted_by(place, kind, "pilot", "--gpus", "64")  # which this machine does not have
+    assert elsewhere.count("--gpus 64") == len(commands)
+    both = CliRunner().invoke(cli.app, [*arguments, "--processes", "2"])
+    assert (both.exit_code, both.stdout) == (2, "")
+    assert "both GPUs and CPU processes" in both.stderr
     bare, _ = emitted_by(place, kind, "pilot")
     assert "--processes" not in bare
     assert "--workers" not in bare

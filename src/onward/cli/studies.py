@@ -60,7 +60,9 @@ def study(
     """Train a recipe's variants one after the other, and say in one table and one plot what they show."""
     from onward.terminal import print_study
 
-    with working(cache, runs, (gpus, processes)) as work:
+    # GPUs are counted where the members run: a login node has none. Both at once are refused here too.
+    here = emit is None or processes is not None
+    with working(cache, runs, (gpus, processes) if here else (None, None)) as work:
         from onward.studies import emitted, planned, run_study
 
         each = None if tokens is None else _tokens(tokens)
