@@ -174,21 +174,28 @@ def below_chance(pair: Pair, metric: str, side: Items) -> bool:
 
     Guessing is what `at_chance` takes it for: where options are letters, picking each as often as the model does.
     """
-    if pair.score is None or pair.score.chance is None or at_chance(pair, metric, side):
-        return False
+    guessed = guessing(pair, metric, side)
+    return guessed is not None and not at_chance(pair, metric, side) and bool(side.right[metric].mean() < guessed)
+
+
+def guessing(pair: Pair, metric: str, side: Items) -> float | None:
+    """Return the score of guessing: of picking each letter as often as the model does, in each subject; else chance.
+
+    None where a task has no level of chance.
+    """
+    if pair.score is None or pair.score.chance is None:
+        return None
     options = fixed_options(pair)
-    guessed = pair.score.chance
-    if metric == "acc" and options is not None:
-        subjects = side.subject.astype(str)
-        counts = [
-            [
-                np.bincount(answer[subjects == subject].astype(np.int64), minlength=len(options))
-                for answer in (side.gold, side.predicted)
-            ]
-            for subject in np.unique(subjects)
-        ]
-        guessed = sum(float(gold @ picked) / gold.sum() for gold, picked in counts) / len(side)
-    return bool(side.right[metric].mean() < guessed)
+    if metric != "acc" or options is None:
+        return pair.score.chance
+    subjects, right = side.subject.astype(str), 0.0
+    for subject in np.unique(subjects):
+        gold, picked = (
+            np.bincount(answer[subjects == subject].astype(np.int64), minlength=len(options))
+            for answer in (side.gold, side.predicted)
+        )
+        right += float(gold @ picked) / gold.sum()
+    return right / len(side)
 
 
 def corrected(tables: list[list[Difference]]) -> list[list[Difference]]:

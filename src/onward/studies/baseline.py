@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from onward.analysis.difference import LOWER_IS_BETTER
-from onward.analysis.letters import fixed_options
 from onward.analysis.paired import HELD_OUT, Items, Pair, Scored, read_scored
-from onward.analysis.rows import LEAST_GROUPS, at_chance, below_chance, likelihoods
+from onward.analysis.rows import LEAST_GROUPS, at_chance, below_chance, guessing, likelihoods
 from onward.analysis.wording import decimals_for, number, percent, title
 from onward.evaluation.scores import HeldOutScore, Measure, TaskScore
 from onward.reporting.content import Table
@@ -112,22 +111,7 @@ def stands(task: TaskScore, measure: Measure, items: Items) -> Stands:
         said = _AT
     elif below_chance(pair, measure.name, items):
         said = _BELOW
-    return Stands(task, measure, value, _guessing(pair, measure, items, task.chance), said)
-
-
-def _guessing(pair: Pair, measure: Measure, items: Items, chance: float) -> float:
-    """Return the score of guessing: of picking each letter as often as the base does, in each subject; else chance."""
-    options = fixed_options(pair)
-    if measure.name != "acc" or options is None:
-        return chance
-    subjects, right = items.subject.astype(str), 0.0
-    for subject in np.unique(subjects):
-        gold, picked = (
-            np.bincount(answer[subjects == subject].astype(np.int64), minlength=len(options))
-            for answer in (items.gold, items.predicted)
-        )
-        right += float(gold @ picked) / gold.sum()
-    return right / len(items)
+    return Stands(task, measure, value, guessing(pair, measure.name, items), said)
 
 
 def _interval(pair: Pair, measure: Measure, items: Items) -> Interval:
