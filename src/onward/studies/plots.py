@@ -25,8 +25,9 @@ from onward.reporting.drawing import (
     ticks,
     token_text,
 )
-from onward.reporting.figures import NARROW, WIDE, Figure, rate_text
+from onward.reporting.figures import NARROW, WIDE, Figure
 from onward.statistics import Interval
+from onward.studies.outcome import rate_words
 
 _LINE = 15.0
 """Height of a line of labels, in pixels: for placing, a little more than it takes."""
@@ -317,7 +318,7 @@ def _courses(courses: Sequence[Course], width: int, caption: str, x_label: str, 
     parts = [line(left, y(value), right, y(value), "grid") for value in up]
     parts += [text(left - 6, y(value) + 4, tick_text(value, up, sign=True), "tick", "end") for value in up]
     parts.append(line(left, y(0), right, y(0), "zero"))
-    labels = [(x(log10(place)), token_text(place) if is_tokens else rate_text(place)) for place in places]
+    labels = [(x(log10(place)), token_text(place) if is_tokens else rate_words(place)) for place in places]
     parts += [text(at, bottom + 18, label, "tick", "middle") for at, label in _apart(labels)]
     heights = _spread([y(course.points[-1][1].estimate) for course in courses], top, bottom)
     for number, (course, height) in enumerate(zip(courses, heights, strict=True)):

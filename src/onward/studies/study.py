@@ -115,4 +115,8 @@ def _outcome(plan: StudyPlan, execution: Execution) -> Outcome | None:
         return budgets_compared.outcome(found, plan.separate)
     if plan.study == "remedies":
         return remedies.outcome(found)
-    return rates.outcome(found) if plan.study == "rates" else side_by_side.outcome(found, plan.study)
+    if plan.study == "rates":
+        return rates.outcome(found)
+    compared = {each.variant.name for each in found}
+    not_made = [variant.words for variant in plan.variants if variant.name not in compared]
+    return side_by_side.outcome(found, plan.study, not_made)
