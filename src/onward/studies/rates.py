@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from onward.analysis.rows import LEAST_GROUPS
 from onward.recipe import format_tokens
 from onward.reporting.content import Table
+from onward.studies.budgets import trained_tokens
 from onward.studies.outcome import (
     INTERVAL,
     PER_BYTE,
@@ -30,6 +31,14 @@ CAPTION = (
 )
 
 
+def _length(found: Sequence[Measured]) -> str:
+    """Say how long the trainings are: as asked for, and in the whole steps of the batches where those are longer."""
+    asked = found[0].tokens
+    trained = sorted({trained_tokens(each.recipe.training, each.tokens) for each in found})
+    whole = " to ".join(dict.fromkeys(map(format_tokens, (trained[0], trained[-1]))))
+    return f"{format_tokens(asked)} tokens" + ("" if trained == [asked] else f" (in whole steps {whole})")
+
+
 def outcome(found: Sequence[Measured]) -> Outcome:
     """Return the table, the plot and the findings."""
     changes = {each.variant.name: each.texts["domain"].change(_RESAMPLES, _SEED) for each in found}
@@ -44,7 +53,12 @@ def outcome(found: Sequence[Measured]) -> Outcome:
                      *(("", "") if general is None else change_texts(general)),
                      *(("", "") if each is best else change_texts(behind)), verdict))  # fmt: skip
         numbers.append(
-            {"learning_rate": _rate(each), "batch_tokens": each.recipe.training.batch_tokens, "seeds": len(each.runs)}
+            {
+                "learning_rate": _rate(each),
+                "batch_tokens": each.recipe.training.batch_tokens,
+                "tokens": trained_tokens(each.recipe.training, each.tokens),
+                "seeds": len(each.runs),
+            }
             | as_numbers("domain", own)
             | ({} if general is None else as_numbers("general", general))
             | as_numbers("behind_best", behind)
@@ -52,7 +66,7 @@ def outcome(found: Sequence[Measured]) -> Outcome:
         )
     headers = ("learning rate", "batch", "domain", INTERVAL, "general", INTERVAL, "beside the best",
                INTERVAL, "")  # fmt: skip
-    caption = f"Change in bits per byte after {format_tokens(found[0].tokens)} tokens; lower is better"
+    caption = f"Change in bits per byte after {_length(found)}; lower is better"
     table = Table(caption, headers, (*(True for _ in headers[:-1]), False), tuple(rows))
     sizes = sorted({each.recipe.training.batch_tokens for each in found})
     courses = [
