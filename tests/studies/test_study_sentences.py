@@ -346,5 +346,5 @@ def test_sizes_that_were_not_made_are_named() -> None:
 def test_batches_say_how_much_more_than_asked_for_their_whole_steps_are() -> None:
     found = rates.outcome([rated(1e-3, 3000, -0.3), rated(1e-3, 3500, -0.2)])
     assert found.table.caption.startswith("Change in bits per byte after 1M tokens (in whole steps 1.001M to 1.002M);")
-    assert [row["tokens"] for row in found.numbers] == [1_002_000, 1_001_000]
+    assert [row["tokens"] for row in found.rows] == [1_002_000, 1_001_000]
     assert "after 1M tokens;" in rates.outcome([rated(1e-3, 500, -0.3), rated(1e-3, 1000, -0.2)]).table.caption
