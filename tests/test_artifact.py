@@ -6,9 +6,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onward import artifact as module
 from onward.artifact import (
     Damage,
     building,
@@ -144,6 +146,26 @@ def test_who_waits_goes_on_when_the_other_has_ended_and_is_alone_then(tmp_path: 
             ended.result()
     assert order == ["made", "gone on", "gone on"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_goes_as_it_is_looked_at_counts_as_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one who held it removes the file after another has opened it."""
+    place, flock = tmp_path / ".artifact.lock", module.fcntl.flock
+    met: list[bool] = []
+
+    def removed_meanwhile(file: Any, how: int) -> None:
+        flock(file, how)
+        if not met:
+            met.append(True)
+            Path(file.name).unlink()
+
+    monkeypatch.setattr(module.fcntl, "flock", removed_meanwhile)
+    assert module._lock(place, tmp_path / "artifact", module.fcntl.LOCK_EX) is None
+    file = module._lock(place, tmp_path / "artifact", module.fcntl.LOCK_EX)
+    assert file is not None
+    file.close()
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.4])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import small_run
-from onward.artifact import Folders
+from onward.artifact import Folders, locked
 from onward.cli import app
 from onward.evaluation import heldout
 from onward.evaluation.scores import read_scores
@@ -117,6 +118,26 @@ def test_the_packaged_model_and_a_changed_copy_on_text_and_tasks(
     written, given = load_file(place / "model/model.safetensors"), load_file(tiny / "model.safetensors")
     assert written.keys() == given.keys()
     assert all(torch.equal(written[name], given[name]) and written[name].dtype == given[name].dtype for name in given)
+
+
+def test_a_text_that_another_process_reads_is_waited_for(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = given_text("domain", [str(made / "stories.jsonl")], tmp_path / "cache", Silent())
+    first.rename(tmp_path / "made")
+    held, told = ExitStack(), list[str]()
+    held.enter_context(locked(first))
+
+    class Waiting(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+            (tmp_path / "made").rename(first)  # the other is done
+            held.close()
+
+    (tmp_path / "made" / "of the other").touch()
+    assert given_text("domain", [str(made / "stories.jsonl")], tmp_path / "cache", Waiting()) == first
+    assert told == ["another process reads domain: waiting for it"]
+    assert (first / "of the other").exists(), "it was not read again"
 
 
 def test_a_blend_of_other_text_stands_beside(invoke: Invoke, made: Path) -> None:

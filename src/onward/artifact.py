@@ -308,9 +308,9 @@ def _lock(path: Path, folder: Path, how: int) -> TextIO | None:
     try:
         fcntl.flock(file, how)
         # The one who held it before may have removed the file between our opening and our locking it.
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         pass
     except BaseException:
         file.close()

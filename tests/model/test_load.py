@@ -9,7 +9,7 @@ import torch
 
 from onward.errors import UserError
 from onward.model.load import export_model, load_model
-from onward.model.source import describe, resolve
+from onward.model.source import describe, resolve, weight_files, weights_among
 from onward.model.tokenizer import read_tokenizer
 from synthetic import END, llama_config, write_byte_tokenizer, write_model
 
@@ -41,6 +41,24 @@ def test_a_path_into_a_folder_that_is_here_is_no_model_of_the_hub(
     monkeypatch.setattr("onward.model.source._is_downloaded", lambda base, revision: True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):  # asked of the Hub's own files
         resolve("runs/nix")
+
+
+@pytest.mark.parametrize(
+    ("files", "read", "fetched"),
+    [
+        (("model.safetensors", "consolidated.safetensors", "pytorch_model.bin"), "model.safetensors", "*.safetensors"),
+        (("pytorch_model.bin", "consolidated.safetensors"), "pytorch_model.bin", "pytorch_model*.bin"),
+        (("weights.safetensors",), "weights.safetensors", "*.safetensors"),
+        (("pytorch_model-00001-of-00001.bin",), "pytorch_model-00001-of-00001.bin", "pytorch_model*.bin"),
+    ],
+)
+def test_weights_are_those_that_transformers_opens(
+    tmp_path: Path, files: tuple[str, ...], read: str, fetched: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [tmp_path / read]
+    assert weights_among(files) == fetched
 
 
 def test_a_hub_model_without_network_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_where_nothing_can_be_read_the_earlier_tables_stay_and_the_page_says_who
         assert heard.notes[-1] == words
         page = (folder / "findings.md").read_text(encoding="utf-8")
         assert first.outcome is not None
-        for text in ("**No member was made.**", words, first.outcome.headline, first.outcome.findings[0]):
+        for text in ("**No member could be read.**", words, first.outcome.headline, first.outcome.findings[0]):
             assert plain(text.strip("*")) in page
         written = json.loads((folder / "study.json").read_bytes())
         assert (written["headline"], written["rows"]) == (None, [])

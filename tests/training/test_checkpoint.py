@@ -324,3 +324,14 @@ def test_two_ranks_go_on_from_one_process_and_fail_together(tmp_path: Path) -> N
     assert (first["said"], second["said"]) == (1, 0)
     assert first["met"] == second["met"] == ["the disk is full", "no tokenizer"]
     assert first["left"] == ["step-00000001", "step-00000002", "step-00000003", "step-00000009"]
+
+
+def test_a_state_that_holds_more_than_is_trained_now_is_refused(tmp_path: Path) -> None:
+    """As of an earlier version that trained more under the same recipe: its tensors would be dropped without a word."""
+    saved(tmp_path, 1)
+    tensors = plain(False)
+    dropped = sorted(tensors)[0]
+    del tensors[dropped]
+    with pytest.raises(UserError, match="this checkpoint is of another training") as refused:
+        open_checkpoints(tmp_path, ALONE, True).restore(tensors, 9, lambda _: None)
+    assert dropped in str(refused.value.got)

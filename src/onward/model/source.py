@@ -1,9 +1,10 @@
 """Find the files of a base model: the packaged one, a local folder, or the Hugging Face Hub."""
 
+import fnmatch
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ from onward.errors import UserError
 
 TINY = "onward/tiny"
 _NOT_THE_MODEL = ("manifest.json", "card.json", "blend.json")
+_WEIGHTS = {"model.safetensors": "*.safetensors", "pytorch_model.bin": "pytorch_model*.bin"}
+"""The usual names of weights, the safer first, and the files that hold them in parts."""
 _FILES = ("*.json", "*.model", "*.txt", "README.md")
 
 
@@ -120,9 +123,7 @@ def _download(base: str, revision: str | None, is_offline: bool) -> str:
     if is_offline:
         return snapshot_download(base, revision=revision, local_files_only=True)
     try:
-        names = HfApi().list_repo_files(base, revision=revision)
-        # A pickled state dict is fetched only when there is nothing safer, and read with weights_only.
-        weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
+        weights = weights_among(HfApi().list_repo_files(base, revision=revision))
         return snapshot_download(base, revision=revision, allow_patterns=[*_FILES, weights])
     except RepositoryNotFoundError:
         raise
@@ -148,6 +149,16 @@ def _not_downloaded(base: str, is_offline: bool, error: Exception) -> UserError:
     return UserError(what, place, f"{base} ({reason})", todo=f"{todo}, or write the path of a local folder there")
 
 
+def weights_among(names: Sequence[str]) -> str:
+    """Return the pattern of the files to fetch for `weight_files`.
+
+    A pickled state dict is fetched only when there is nothing safer, and read with weights_only.
+    """
+    usual = (kind for name, kind in _WEIGHTS.items() if {name, f"{name}.index.json"} & set(names))
+    any_of = (kind for kind in _WEIGHTS.values() if fnmatch.filter(names, kind))
+    return next(usual, None) or next(any_of, "*.safetensors")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that a model's weights are read from: those that transformers opens, in its order of preference.
 
@@ -155,11 +166,12 @@ def weight_files(folder: Path) -> list[Path]:
     (`consolidated.safetensors`). Where neither the usual names nor an index is there, all files of one kind count.
     Raises UserError when there are none, or the index is damaged or names a file that is missing.
     """
-    for name, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+    for name in _WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
         if (folder / f"{name}.index.json").is_file():
             return _indexed(folder / f"{name}.index.json")
+    for pattern in _WEIGHTS.values():
         if found := sorted(folder.glob(pattern)):
             return found
     raise UserError("there are no weights", str(folder), expected="model.safetensors or pytorch_model.bin")

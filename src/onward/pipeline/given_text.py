@@ -1,12 +1,13 @@
 """Text that is given to be scored, from any files: as the held-out text of a corpus, without preparing one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
-from onward.artifact import building, find, fingerprint
+from onward.artifact import building, find, fingerprint, locked
 from onward.corpus.documents import WITHOUT_TEXT, Document
 from onward.corpus.reading.formats import COMPRESSIONS
 from onward.corpus.reading.sources import Inputs, find_inputs, read_source
@@ -45,14 +46,24 @@ def _name(path: str) -> str:
 
 
 def _read(sources: Sequence[Inputs], name: str, cache: Path, progress: Progress) -> Path:
-    from onward.corpus.tables import HELD_OUT_FILE, HeldOutSpill, write_held_out
-
     facts = [inputs.facts() for inputs in sources]
     made_from = {"method": 1, "inputs": facts[0] if len(facts) == 1 else facts}
     folder = cache / "texts" / fingerprint(made_from)
     if find(folder, made_from) is not None:
         return folder
-    with building(folder, "text", made_from) as aside:
+    with locked(folder, lambda: progress.note(f"another process reads {name}: waiting for it")):
+        if find(folder, made_from) is None:
+            _write(sources, name, folder, made_from, progress)
+    return folder
+
+
+def _write(
+    sources: Sequence[Inputs], name: str, folder: Path, made_from: Mapping[str, Any], progress: Progress
+) -> None:
+    """Make the artifact of a text, whose lock is held; raises UserError where it has no document."""
+    from onward.corpus.tables import HELD_OUT_FILE, HeldOutSpill, write_held_out
+
+    with building(folder, "text", made_from, is_locked=True) as aside:
         spilled, documents = aside / "spilled", 0
         progress.begin(f"reading {name}", None, "documents")
         with closing(HeldOutSpill(spilled)) as spill:
@@ -68,7 +79,6 @@ def _read(sources: Sequence[Inputs], name: str, cache: Path, progress: Progress)
             raise UserError("there is no text to score", where, "0 documents")
         write_held_out([spilled], aside / HELD_OUT_FILE)
         spilled.unlink()
-    return folder
 
 
 def _documents(inputs: Inputs) -> Iterator[Document]:

@@ -80,5 +80,8 @@ class RunFolder:
 
 
 def _damaged(path: Path, got: str) -> UserError:
-    todo = f"remove {path} and run again; it will be written anew"
+    todo = (
+        f"restore it from a copy; without one remove {path} and run again: it is written anew, unless stages were added "
+        "since the run began"
+    )
     return UserError("what the run says of its shared artifacts is damaged", str(path), got, "a JSON object", todo)

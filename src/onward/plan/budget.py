@@ -101,7 +101,7 @@ def check_model(recipe: Recipe, base: ModelSource, tokenizer: LoadedTokenizer) -
 def check_trainable(base: ModelSource) -> None:
     """Refuse a model that could be scored but not trained, before text is prepared or sampled for it."""
     config = json.loads((base.folder / "config.json").read_bytes())
-    refuse_attention(config.get("text_config", config))
+    refuse_attention(config.get("text_config") or config)
 
 
 def wanted_tokens(name: str, corpus: Corpus, recipe: Recipe) -> int:

@@ -75,9 +75,10 @@ class StudyPlan:
                 old = ", ".join(f"{key}: {before[key]}" for key in keys)
                 keep = f"to keep the texts, write into the recipe {old}; or " if all(map(sizes.get, keys)) else ""
                 raise UserError(what, str(file), got, todo=f"{keep}{other}")
-            raise UserError(
-                "this study was begun with another recipe", str(file), got, todo=f"restore the old values, {other}"
-            )
+            restore = "restore the old values"
+            if self.study == "tokens" and "training.stages" in keys:
+                restore += " (not of a study that an earlier version began, which trained all stages of the recipe)"
+            raise UserError("this study was begun with another recipe", str(file), got, todo=f"{restore}, {other}")
 
     def _own_sizes(self) -> dict[str, bool]:
         """Return the keys of sizes that the study chose, since the recipe does not; and whether it writes the text."""

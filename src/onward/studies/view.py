@@ -14,13 +14,14 @@ from onward.reporting import content
 from onward.reporting.console import screened
 from onward.studies.outcome import INTERVAL
 from onward.studies.study import StudyResult
+from onward.studies.writing import nothing_words
 
 
 def study_view(result: StudyResult) -> Iterator[RenderableType]:
     """Yield headline, table, findings, failures, counts and places."""
     outcome = result.outcome
     if outcome is None:
-        yield Text("No member was made.", style="bold")
+        yield Text(nothing_words(result.folder), style="bold")
     else:
         yield Text(screened(outcome.headline), style="bold")
         yield _Fitting(outcome.table)

@@ -42,6 +42,11 @@ def write_study(plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Fai
     return folder / "index.html"
 
 
+def nothing_words(folder: Path) -> str:
+    """Say in a headline that a study could compare nothing."""
+    return "No member was made." if earlier_words(folder) is None else "No member could be read."
+
+
 def earlier_words(folder: Path) -> str | None:
     """Say which files of a study that could compare nothing are of an earlier call; None where there are none."""
     there = [name for name in _TABLES if (folder / name).exists()]
@@ -87,7 +92,8 @@ def _page(
         if words is not None and earlier is not None:
             findings = (words, "It said:", earlier["headline"], *earlier["findings"])
             points = tuple((name, said) for name, said in earlier["points"])
-        return StudyText(plan.recipe.name, plan.study, "No member was made.", facts, findings, points, None, None, told)
+        headline = nothing_words(plan.folder)
+        return StudyText(plan.recipe.name, plan.study, headline, facts, findings, points, None, None, told)
     return StudyText(
         plan.recipe.name,
         plan.study,

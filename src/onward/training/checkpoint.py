@@ -29,6 +29,7 @@ from onward.training.state import (
     missing_files,
     own_pieces,
     read_pieces,
+    stored_names,
     total_bytes,
     write_pieces,
 )
@@ -173,6 +174,11 @@ class Checkpoints:
         state = found.folder / _STATE
         if not all(self._ranks.gather(state.is_dir())):
             raise _not_shared(found.folder, "a rank does not see it")
+        superfluous = sorted(stored_names(state) - tensors.keys())
+        if superfluous:  # an earlier version trained more of the same recipe
+            todo = "finish the run with the version that began it, or choose another run name"
+            got = f"{len(superfluous)} tensors that are not trained now, {superfluous[0]} for one"
+            raise UserError("this checkpoint is of another training", str(found.folder), got, todo=todo)
         read_pieces(state, tensors, self._ranks.control)
         content = json.loads((state / _CURSOR).read_bytes())
         return Snapshot(content["step"], content["tokens"], content["updates"], content["facts"])

@@ -163,6 +163,11 @@ def missing_files(folder: Path, written: Iterable[Mapping[str, int]]) -> list[st
     return [name for sizes in written for name, size in sizes.items() if seen.get(name) != size]
 
 
+def stored_names(folder: Path) -> set[str]:
+    """Return the names of the tensors that a state holds."""
+    return set(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+
+
 def read_pieces(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any) -> None:
     """Fill `tensors`, plain or sharded, in place. Collective, and raising, as `write_pieces`."""
     reader = HuggingFaceStorageReader(str(folder))
