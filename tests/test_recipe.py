@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 
 from onward.errors import UserError, UserErrors
-from onward.recipe import format_seconds, format_share, format_tokens, load_recipe, recipe_from_mapping, replay_words
+from onward.recipe import (
+    Forgetting,
+    format_seconds,
+    format_share,
+    format_tokens,
+    load_recipe,
+    recipe_from_mapping,
+    remedy_words,
+    replay_words,
+)
 from onward.recipe.quantities import parse_seconds, parse_share, parse_tokens
 from onward.recipe.starter import write_starter
 
@@ -251,6 +260,20 @@ def test_numbers_and_sections_of_remedies_are_read_as_before(valid: Path) -> Non
     ewc = load_recipe(valid, [general, "training.forgetting.ewc=1e-3"]).training.forgetting.ewc  # text, in YAML 1.1
     assert ewc is not None
     assert ewc.strength == 0.001
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({}, "none"),
+        ({"ewc": 0, "kl": 0.0}, "none"),
+        ({"ewc": {"strength": 10, "text": "web"}, "l2_sp": 0.5}, "EWC 10 (200,000 tokens of web), L2-SP 0.5"),
+        ({"kl": 1, "freeze": {"embeddings": True, "blocks": 2}}, "KL to the base 1, embeddings and 2 blocks frozen"),
+        ({"lora": {}}, "LoRA of rank 16, alpha 32"),
+    ],
+)
+def test_remedies_are_told_in_words(written: dict[str, object], said: str) -> None:
+    assert remedy_words(Forgetting.model_validate(written)) == said
 
 
 @pytest.mark.parametrize("knob", ["kl", "lora={alpha: .inf}", "lora={learning_rate_ratio: .inf}"])

@@ -47,6 +47,12 @@ class UserErrors(UserError):
         return type(self), (self.what, self.problems)
 
 
+def in_a_line(message: str) -> str:
+    """Return what an error says in one line: `the file is not there (where a.jsonl; do check the path)`."""
+    first, *rows = (" ".join(row.split()) for row in message.splitlines() or [""])
+    return f"{first} ({'; '.join(rows)})" if rows else first
+
+
 def nearest(name: str, known: list[str]) -> str | None:
     """Return the known name closest to a misspelt one, or None when nothing is close (difflib ratio 0.6)."""
     from difflib import get_close_matches

@@ -1,13 +1,15 @@
 """What a run's folder keeps of it: the frozen recipe, the environment, where its shared artifacts are."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from onward.artifact import flatten, write_json, write_text
+from onward.artifact import MANIFEST, flatten, read_manifest, write_json, write_text
+from onward.batches import plan_batches
 from onward.environment import describe_environment
 from onward.errors import UserError
 from onward.model.source import ModelSource
@@ -39,6 +41,8 @@ class RunFolder:
             before, now = flatten(load_recipe(path).model_dump(mode="json")), flatten(content)
             # With one decay over the whole run its length is part of the mathematics.
             free = _MAY_CHANGE if recipe.training.schedule.horizon == "stage" else _MAY_CHANGE[:-1]
+            if not self._has_stages_of(recipe):
+                free = tuple(knob for knob in free if knob != "training.stages")
             changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in free]
             if changed:
                 raise UserError(
@@ -52,6 +56,17 @@ class RunFolder:
         environment = self.folder / "environment.json"
         if not (self.has_results and environment.exists()):
             write_json(environment, describe_environment())
+
+    def _has_stages_of(self, recipe: Recipe) -> bool:
+        """Whether the stages that are begun here end where the recipe's do; later ones may be added or left out."""
+        steps = list(plan_batches(recipe.training, recipe.training_seed).stage_steps)
+        for path in self.folder.glob(f"checkpoints/*/{MANIFEST}"):
+            with suppress(UserError):  # damaged: whoever reads this checkpoint says so
+                manifest = read_manifest(path.parent)
+                ends = [] if manifest is None else list(manifest.made_from.get("stage_ends") or ())
+                if ends != steps[: len(ends)]:
+                    return False
+        return True
 
     @property
     def has_results(self) -> bool:
@@ -81,7 +96,7 @@ class RunFolder:
 
 def _damaged(path: Path, got: str) -> UserError:
     todo = (
-        f"restore it from a copy; without one remove {path} and run again: it is written anew, unless stages were added "
-        "since the run began"
+        f"restore it from a copy; without one remove {path} and run again: it is written anew, unless stages were "
+        "added since the run began"
     )
     return UserError("what the run says of its shared artifacts is damaged", str(path), got, "a JSON object", todo)

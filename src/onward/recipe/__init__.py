@@ -1,6 +1,6 @@
 """Recipes: every knob of a run, typed and strict, with units."""
 
-from onward.recipe.forgetting import Ewc, Forgetting, Freeze, Lora, replay_words
+from onward.recipe.forgetting import Ewc, Forgetting, Freeze, Lora, remedy_words, replay_words
 from onward.recipe.loading import load_recipe, recipe_from_mapping
 from onward.recipe.quality import PaperRules, Quality
 from onward.recipe.quantities import format_seconds, format_share, format_tokens
@@ -49,6 +49,7 @@ __all__ = [
     "format_tokens",
     "load_recipe",
     "recipe_from_mapping",
+    "remedy_words",
     "replay_words",
     "section_of",
 ]

@@ -45,6 +45,19 @@ def replay_words(replayed: Mapping[str, Fraction]) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]])) or "none"
 
 
+def remedy_words(forgetting: "Forgetting") -> str:
+    """Say what pulls to the base beside replay, or keeps parts of it: `EWC 10 (200,000 tokens of general)`, `none`."""
+    ewc, freeze, lora = forgetting.weighed, forgetting.freeze, forgetting.lora
+    found = [] if ewc is None else [f"EWC {ewc.strength:g} ({ewc.tokens:,} tokens of {ewc.text})"]
+    found += [f"L2-SP {forgetting.l2_sp:g}"] if forgetting.l2_sp else []
+    found += [f"KL to the base {forgetting.kl:g}"] if forgetting.kl else []
+    kept = [] if freeze is None or not freeze.embeddings else ["embeddings"]
+    kept += [] if freeze is None or not freeze.blocks else [f"{freeze.blocks} blocks"]
+    found += [f"{' and '.join(kept)} frozen"] if kept else []
+    found += [] if lora is None else [f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}"]
+    return ", ".join(found) or "none"
+
+
 def _section_or(value: object, expected: str) -> object:
     """Let a section, a mapping or null through; raises ValueError with what may be written for all else."""
     if value is None or isinstance(value, Mapping | Section):

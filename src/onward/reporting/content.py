@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onward.analysis import Comparison, sentence
 from onward.analysis.wording import task_tally
-from onward.recipe import format_seconds, format_tokens
+from onward.recipe import format_seconds, format_tokens, remedy_words
 from onward.reporting.figures import Figure
 from onward.reporting.run_files import RunFiles
 from onward.reporting.summary import StageSummary
@@ -168,6 +168,7 @@ def run_facts(run: RunFiles) -> FactList:
     # Plans of older versions know of general text alone.
     replay = plan.replay or (f"{plan.replay_share} general text" if plan.replay_share else "none")
     facts.append(("replayed sequences", replay))
+    facts.append(("other remedies", remedy_words(recipe.training.forgetting)))
     passes_over = {"domain": plan.domain_repetition, "general": plan.general_repetition}
     passes_over |= {name: text.get("repetition") for name, text in plan.other_texts.items()}
     for name, passes in passes_over.items():

@@ -210,8 +210,10 @@ def _caveats(looks: Sequence[Look], is_separate: bool) -> list[str]:
             f"{stages}. Its learning rate comes down nowhere: a training that ends at a budget differs from one that "
             "goes on in its warm-up at most."
         ]
+    models, their = ("model", "its") if " and " not in still else ("models", "their")
+    were = "was" if models == "model" else "were"
     return [
-        f"{stages}, so that its learning rate comes down once, at its end. The models of {still} tokens were taken "
-        "from it as it went on: their learning rate had not come down, and a training that ends there may be better or "
-        "worse. With --separate each is trained to its end."
+        f"{stages}, so that its learning rate comes down once, at its end. The {models} of {still} tokens {were} taken "
+        f"from it as it went on: {their} learning rate had not come down, and a training that ends there may be better "
+        "or worse. With --separate each is trained to its end."
     ]

@@ -46,7 +46,7 @@ def place(texts: Mapping[str, Mapping[str, Text]], resamples: int, seed: int) ->
 
     The front is that of the mean changes. A member off it is behind when a member of the front dominates it and one of
     the two paired differences excludes zero; where that holds of none, it is not distinguishable from the front, and
-    there is no verdict where no difference has an interval. Means are over the seeds that each has, differences over
+    there is no verdict where a difference has no interval. Means are over the seeds that each has, differences over
     those in common, on which a member that is better in one of the two is not behind.
     """
     points = [tuple(_mean(text[corpus]) for corpus in ("domain", "general")) for text in texts.values()]
@@ -72,7 +72,7 @@ def _mean(text: Text) -> float:
 def _compared(mine: Mapping[str, Text], theirs: Mapping[str, Text], other: str, resamples: int, seed: int) -> Placed:
     domain, general = (mine[corpus].beyond(theirs[corpus], resamples, seed) for corpus in ("domain", "general"))
     said = {told(domain), told(general)}
-    standing: Standing = NO_VERDICT if said == {NO_VERDICT} else "not distinguishable"
+    standing: Standing = NO_VERDICT if NO_VERDICT in said else "not distinguishable"
     if "worse" in said and "better" not in said:
         standing = "behind"
     return Placed(standing, other, domain, general)

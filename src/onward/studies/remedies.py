@@ -276,5 +276,6 @@ def _verdict(domain: str, general: str) -> str:
 def _control(each: Measured, change: tuple[Interval, Interval]) -> str:
     return (
         f"The control, the same schedule on general text alone, changes the domain by {change_words(change[0])} and "
-        f"general text by {change_words(change[1])}: so much is owed to the schedule, not to the domain's text."
+        f"general text by {change_words(change[1])}. What it gains on the domain, if anything, others do not owe to "
+        "the domain's text."
     )

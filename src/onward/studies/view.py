@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from onward.errors import in_a_line
 from onward.reporting import content
 from onward.reporting.console import screened
 from onward.studies.outcome import INTERVAL
@@ -29,7 +30,7 @@ def study_view(result: StudyResult) -> Iterator[RenderableType]:
         for name, words in outcome.points:
             yield Padding(Text.assemble("- ", (screened(name), "bold"), f": {screened(words)}"), (0, 0, 0, 2))
     for failure in result.failures:
-        words = screened(failure.message.splitlines()[0])
+        words = screened(in_a_line(failure.message))
         yield Text(f"not made: {failure.member}: {words} ({failure.traceback})", style="red")
     yield Text(result.counts.words())
     yield Text(f"study: {result.page}", overflow="fold")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.artifact import write_json, write_text
+from onward.errors import in_a_line
 from onward.reporting.drawing import standalone
 from onward.reporting.figures import WIDE
 from onward.reporting.markdown import plain, table_markdown
@@ -84,7 +85,7 @@ def _page(
         f"{budget_words(plan.study, plan.recipe, plan.tokens)}; "
         f"{number_of(plan.seeds, 'seed')}; {number_of(len(plan.members), 'training')}"
     )  # fmt: skip
-    told = tuple((failure.member, failure.message) for failure in failures)
+    told = tuple((failure.member, in_a_line(failure.message)) for failure in failures)
     if outcome is None:
         words = earlier_words(plan.folder)
         findings: tuple[str, ...] = () if words is None else (words,)
@@ -161,6 +162,6 @@ def _findings(page: StudyText) -> str:
     parts += [" ".join(map(plain, page.findings))] if page.findings else []
     parts += ["\n".join(f"- **{plain(name)}**: {plain(words)}" for name, words in page.points)] if page.points else []
     if page.failures:
-        rows = "\n".join(f"- {plain(name)}: {plain(message.splitlines()[0])}" for name, message in page.failures)
+        rows = "\n".join(f"- {plain(name)}: {plain(message)}" for name, message in page.failures)
         parts.append(f"Not made:\n\n{rows}")
     return "\n\n".join(parts) + "\n"
