@@ -100,6 +100,7 @@ Stream = Annotated[bool, typer.Option("--stream", help="Train on finished blocks
 def user_errors() -> Iterator[None]:
     """Print what a user can mend and leave with exit code 2; leave with 128 + signal after an interruption."""
     from onward.errors import RankError, UserError
+    from onward.signals import Terminated
     from onward.training.launch import RanksEnded, find_place, tell_words
 
     try:
@@ -113,6 +114,10 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
     except RanksEnded as ended:
         raise typer.Exit(ended.status) from None
+    except Terminated:
+        if find_place().is_first:
+            typer.echo("stopped by SIGTERM; nothing finished is lost, run the same command to go on", err=True)
+        raise
     except KeyboardInterrupt:
         typer.echo("stopped; nothing finished is lost, run the same command to go on", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None

@@ -14,6 +14,10 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name} at step {step}; run the same command to go on")
 
 
+class Terminated(SystemExit):
+    """SIGTERM has come where there is nothing to save: artifacts are complete or absent."""
+
+
 class StopRequest:
     """Remembers the first signal; the loop asks between steps."""
 

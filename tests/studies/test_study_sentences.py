@@ -17,6 +17,7 @@ from onward.studies import baseline, pilot, rates, remedies, side_by_side
 from onward.studies.member import changed
 from onward.studies.outcome import Measured, Outcome, rate_words
 from onward.studies.pareto import place
+from onward.studies.scored import Text
 
 
 def yes_or_no(
@@ -341,6 +342,21 @@ def test_sizes_that_were_not_made_are_named() -> None:
     assert "at the smallest that was made, 1m," in " ".join(two.findings)
     domains = side_by_side.outcome([measured("law", -0.2, 0.01)], "domains", ["health"])
     assert domains.headline.endswith("law; health was not made.")
+
+
+def test_a_best_rate_without_intervals_is_the_lowest_alone() -> None:
+    short = [rated(rate, 1024, -0.3 - rate) for rate in (1e-4, 1e-3)]
+    assert rates.outcome(short).headline.startswith("Best of 2: ")
+
+    def cut(each: Measured) -> Measured:
+        texts = {
+            name: Text(text.before[:3], text.after[:, :3], text.bits[:3], text.group[:3], text.numbers)
+            for name, text in each.texts.items()
+        }
+        return replace(each, texts=texts)
+
+    few = [cut(each) for each in short]
+    assert rates.outcome(few).headline.startswith("No verdict; lowest of 2: learning rate 1e\N{MINUS SIGN}3")
 
 
 def test_batches_say_how_much_more_than_asked_for_their_whole_steps_are() -> None:

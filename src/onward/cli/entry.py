@@ -2,15 +2,14 @@
 
 import os
 import signal
-import sys
 from types import FrameType
 
 from onward.cli.application import app
+from onward.signals import Terminated
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """Outside the training loop there is nothing to save: artifacts are complete or absent."""
-    sys.exit(128 + number)
+    raise Terminated(128 + number)
 
 
 def main() -> None:

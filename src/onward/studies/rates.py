@@ -75,7 +75,9 @@ def outcome(found: Sequence[Measured]) -> Outcome:
         for size in sizes
     ]  # fmt: skip
     figure = courses_figure(courses, CAPTION, "peak learning rate", is_tokens=False)
-    headline = f"Best of {len(found)}: learning rate {_words(best)}, {change_words(changes[best.variant.name])}."
+    is_judged = any(row["verdict"] not in ("best", NO_VERDICT) for row in numbers)
+    lead = "Best" if is_judged or len(found) == 1 else "No verdict; lowest"
+    headline = f"{lead} of {len(found)}: learning rate {_words(best)}, {change_words(changes[best.variant.name])}."
     points = _beside(found, best)
     findings = (*_findings(found, best), *([_LEAD] if points else []))
     return Outcome(headline, findings, table, tuple(numbers), figure, points)
