@@ -24,7 +24,8 @@ class Study(Section):
     models: dict[str, Model] = Field(default_factory=dict)
     """`sizes`: base models by name, each in the place of `model`."""
     budgets: tuple[Tokens, ...] = ()
-    """`tokens`: cumulative tokens at which the model is scored; empty: eight, log-spaced, up to the last stage."""
+    """`tokens`: cumulative tokens at which the model is scored; empty: up to
+    eight, each twice the one before, up to the last stage."""
     learning_rates: tuple[float, ...] = ()
     """`rates`: peak learning rates; empty: half decades around the recipe's."""
     batch_tokens: tuple[Tokens, ...] = ()

@@ -79,7 +79,7 @@ def _replace(path: Path, text: str | None) -> None:
 def _page(
     plan: StudyPlan, outcome: Outcome | None, failures: Sequence[Failure], earlier: Mapping[str, Any] | None
 ) -> StudyText:
-    facts = f"Base {plan.recipe.model.base}; "
+    facts = "" if plan.study == "sizes" else f"Base {plan.recipe.model.base}; "
     facts += (
         "nothing is trained" if plan.study == "baseline" else
         f"{budget_words(plan.study, plan.recipe, plan.tokens)}; "
