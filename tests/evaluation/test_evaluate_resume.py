@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from onward.artifact import building, building_place
+from onward.artifact import building, building_place, locked
 from onward.errors import RankError, UserError
 from onward.evaluation import evaluate as step
 from onward.evaluation import harness, heldout
@@ -372,3 +373,23 @@ def test_what_a_rank_meets_alone_it_tells_itself(
     monkeypatch.setattr(step, "run_ranks", run_ranks)
     with pytest.raises(RanksEnded):
         evaluate(resolve(TINY), folder=tmp_path / "scores", processes=2, **inputs)
+
+
+def test_scores_that_another_process_makes_meanwhile_are_not_made_again(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, held = tmp_path / "scores", ExitStack()
+    scored = evaluate(resolve(TINY), folder=folder, **inputs)
+    folder.rename(tmp_path / "of the other")
+    held.enter_context(locked(folder))
+
+    class Waiting(Silent):
+        def note(self, text: str) -> None:
+            assert "waiting for it" in text
+            (tmp_path / "of the other").rename(folder)  # it is done
+            held.close()
+
+    counted = Counted(monkeypatch)
+    found = evaluate(resolve(TINY), folder=folder, progress=Waiting(), waits=True, **inputs)
+    assert counted.calls == 0
+    assert found == scored

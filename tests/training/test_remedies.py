@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,29 @@ def test_compiled_blocks_train_adapters_too(tmp_path: Path) -> None:
         )  # fmt: skip
         losses.append([made(learner, step).loss_nats.item() for step in range(3)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_base_is_not_compiled_for_each_number_of_replayed_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's own passes always have the same shapes; a compiler is not needed to count what it would be given."""
+    import torch._dynamo as dynamo
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    dynamo.reset()
+    folder = write_model(tmp_path / "model", llama_config(num_hidden_layers=1))
+    learner = Learner(
+        describe(folder), Optimizer.model_validate(SETTINGS), Strategy(compiled=True),
+        torch.float32, ROWS * LENGTH, Ranks(Place(), torch.device("cpu")),
+        forgetting=Forgetting.model_validate({"lora": {"rank": 4}, "kl": 1.0}), seed=3,
+    )  # fmt: skip
+    graphs = []
+    for step, rows in enumerate([(0, 1), (1,), (0, 1, 3), (), (2,), (0, 1, 2, 3)]):
+        made(learner, step, rows=rows)
+        graphs.append(dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert len(set(graphs)) == 1, graphs
 
 
 def test_the_divergence_is_0_at_the_base_and_grows_and_is_per_replayed_token(folder: Path) -> None:
