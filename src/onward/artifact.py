@@ -201,6 +201,27 @@ def building(
             _complete(aside, folder, kind, made_from)
 
 
+def make_once(
+    folder: Path,
+    kind: str,
+    made_from: Mapping[str, Any],
+    make: Callable[[Path], None],
+    waiting: Callable[[], None],
+    keep_partial: bool = False,
+) -> None:
+    """Have `make` write the artifact into the folder it is given, unless it is there: what several runs share.
+
+    waiting: is called when another process is making the same; then its end is waited for, and what it has made is
+    taken. keep_partial: as of `building`. Raises UserError as `find`.
+    """
+    if find(folder, made_from) is not None:
+        return
+    with locked(folder, waiting):
+        if find(folder, made_from) is None:
+            with building(folder, kind, made_from, keep_partial, is_locked=True) as aside:
+                make(aside)
+
+
 def _complete(aside: Path, folder: Path, kind: str, made_from: Mapping[str, Any]) -> None:
     # A kill may have come while the manifest was written, or between that and the renaming.
     (aside / MANIFEST).unlink(missing_ok=True)

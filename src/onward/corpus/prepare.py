@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from onward.artifact import Folders, building, find, locked
+from onward.artifact import Folders, make_once
 from onward.corpus import blocks
 from onward.corpus.engine import StartWorkers, processes
 from onward.corpus.examine import Examined, Task
@@ -80,11 +80,10 @@ def make(
     def wait() -> None:
         progress.note(f"another process prepares the same text ({preparation.section}): waiting for it")
 
-    if find(folder, made_from) is None:
-        with locked(folder, wait):
-            if find(folder, made_from) is None:
-                with building(folder, "corpus", made_from, keep_partial=True, is_locked=True) as aside:
-                    if not (aside / FACTS_FILE).exists():
-                        Making(preparation, aside, generate, start, progress).all()
-                    blocks.remove_state(aside)
+    def finish(aside: Path) -> None:
+        if not (aside / FACTS_FILE).exists():
+            Making(preparation, aside, generate, start, progress).all()
+        blocks.remove_state(aside)
+
+    make_once(folder, "corpus", made_from, finish, wait, keep_partial=True)
     return PreparedCorpus(folder, folder.name, read_ledger(folder))

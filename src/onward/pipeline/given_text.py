@@ -1,13 +1,12 @@
 """Text that is given to be scored, from any files: as the held-out text of a corpus, without preparing one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
-from onward.artifact import building, find, fingerprint, locked
+from onward.artifact import fingerprint, make_once
 from onward.corpus.documents import WITHOUT_TEXT, Document
 from onward.corpus.reading.formats import COMPRESSIONS
 from onward.corpus.reading.sources import Inputs, find_inputs, read_source
@@ -49,36 +48,33 @@ def _read(sources: Sequence[Inputs], name: str, cache: Path, progress: Progress)
     facts = [inputs.facts() for inputs in sources]
     made_from = {"method": 1, "inputs": facts[0] if len(facts) == 1 else facts}
     folder = cache / "texts" / fingerprint(made_from)
-    if find(folder, made_from) is not None:
-        return folder
-    with locked(folder, lambda: progress.note(f"another process reads {name}: waiting for it")):
-        if find(folder, made_from) is None:
-            _write(sources, name, folder, made_from, progress)
+
+    def wait() -> None:
+        progress.note(f"another process reads {name}: waiting for it")
+
+    make_once(folder, "text", made_from, lambda aside: _write(sources, name, aside, progress), wait)
     return folder
 
 
-def _write(
-    sources: Sequence[Inputs], name: str, folder: Path, made_from: Mapping[str, Any], progress: Progress
-) -> None:
-    """Make the artifact of a text, whose lock is held; raises UserError where it has no document."""
+def _write(sources: Sequence[Inputs], name: str, aside: Path, progress: Progress) -> None:
+    """Write a text into the folder of its artifact; raises UserError where it has no document."""
     from onward.corpus.tables import HELD_OUT_FILE, HeldOutSpill, write_held_out
 
-    with building(folder, "text", made_from, is_locked=True) as aside:
-        spilled, documents = aside / "spilled", 0
-        progress.begin(f"reading {name}", None, "documents")
-        with closing(HeldOutSpill(spilled)) as spill:
-            for document in (document for inputs in sources for document in _documents(inputs)):
-                text = document.text.encode("utf-8", errors="replace")
-                # By the text's hash: its front, which a limit of tokens takes, is a sample of all of it.
-                order = xxhash.xxh3_64_intdigest(text)
-                spill.add(order, (documents, document.id, document.source, document.group, text.decode(), len(text)))
-                documents += 1
-                progress.advance(documents)
-        if not documents:
-            where = ", ".join(inputs.source.path for inputs in sources)
-            raise UserError("there is no text to score", where, "0 documents")
-        write_held_out([spilled], aside / HELD_OUT_FILE)
-        spilled.unlink()
+    spilled, documents = aside / "spilled", 0
+    progress.begin(f"reading {name}", None, "documents")
+    with closing(HeldOutSpill(spilled)) as spill:
+        for document in (document for inputs in sources for document in _documents(inputs)):
+            text = document.text.encode("utf-8", errors="replace")
+            # By the text's hash: its front, which a limit of tokens takes, is a sample of all of it.
+            order = xxhash.xxh3_64_intdigest(text)
+            spill.add(order, (documents, document.id, document.source, document.group, text.decode(), len(text)))
+            documents += 1
+            progress.advance(documents)
+    if not documents:
+        where = ", ".join(inputs.source.path for inputs in sources)
+        raise UserError("there is no text to score", where, "0 documents")
+    write_held_out([spilled], aside / HELD_OUT_FILE)
+    spilled.unlink()
 
 
 def _documents(inputs: Inputs) -> Iterator[Document]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from onward.artifact import building, file_hash, find, locked, read_manifest
+from onward.artifact import file_hash, make_once, read_manifest
 from onward.errors import UserError
 from onward.evaluation.cloze.artifact import KIND, ClozeItem, write_cloze
 from onward.evaluation.cloze.checks import check
@@ -50,13 +50,15 @@ def make_cloze(
     is too little text, and when the base model is at chance or above the ceiling on the items.
     """
     made_from, told = cloze_made_from(held_out, base=base, items=items, seed=seed), progress or Silent()
-    if find(folder, made_from) is not None:
-        return folder
-    with locked(folder, lambda: told.note("another process makes the same cloze questions: waiting for it")):
-        if find(folder, made_from) is None:
-            with building(folder, KIND, made_from, is_locked=True) as aside:
-                made, facts = _make(held_out, base, items, seed, told)
-                write_cloze(aside, made, facts | {"held_out": made_from["held_out"], "base": base.name})
+
+    def wait() -> None:
+        told.note("another process makes the same cloze questions: waiting for it")
+
+    def make(aside: Path) -> None:
+        made, facts = _make(held_out, base, items, seed, told)
+        write_cloze(aside, made, facts | {"held_out": made_from["held_out"], "base": base.name})
+
+    make_once(folder, KIND, made_from, make, wait)
     return folder
 
 
